@@ -1,0 +1,1 @@
+"""Benchmarks: what privacy costs, each figure beside its plaintext peer from the same run."""

@@ -1,0 +1,62 @@
+"""hesearch: similarity search over fully encrypted embeddings.
+
+key = CollectionKey.generate()
+with Client(":memory:") as client:
+    notes = client.create_collection("notes", dim=384, key=key)
+    notes.insert(ids, vectors, payloads=texts)
+    hits = notes.search(query, k=10)
+"""
+
+from he_client.client import Client
+from he_client.collection import Collection
+from he_client.keys import CollectionKey
+from he_client.results import CollectionInfo, Hit, SearchReport
+from he_engine.errors import (
+    AlreadyExists,
+    Conflict,
+    DimensionError,
+    DuplicateIdError,
+    FormatVersionError,
+    HesearchError,
+    InvalidInput,
+    LimitExceeded,
+    MissingExtra,
+    NormError,
+    NotFound,
+    ParameterError,
+    ResidueError,
+    RollbackError,
+    SecretReuseError,
+    TamperedAnswerError,
+    TamperedDataError,
+    Unavailable,
+    WrongKeyError,
+)
+
+__all__ = [
+    "AlreadyExists",
+    "Client",
+    "Collection",
+    "CollectionInfo",
+    "CollectionKey",
+    "Conflict",
+    "DimensionError",
+    "DuplicateIdError",
+    "FormatVersionError",
+    "HesearchError",
+    "Hit",
+    "InvalidInput",
+    "LimitExceeded",
+    "MissingExtra",
+    "NormError",
+    "NotFound",
+    "ParameterError",
+    "ResidueError",
+    "RollbackError",
+    "SearchReport",
+    "SecretReuseError",
+    "TamperedAnswerError",
+    "TamperedDataError",
+    "Unavailable",
+    "WrongKeyError",
+]

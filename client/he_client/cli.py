@@ -1,0 +1,89 @@
+"""`hesearch`: the command line. One subcommand a verb; `--json` for machines; passphrases never on the line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from he_client import commands
+from he_engine.errors import (
+    AlreadyExists,
+    Conflict,
+    HesearchError,
+    InvalidInput,
+    MissingExtra,
+    NotFound,
+    TamperedAnswerError,
+    TamperedDataError,
+    Unavailable,
+    WrongKeyError,
+)
+
+EXIT_CODES: tuple[tuple[type[HesearchError], int], ...] = (
+    (MissingExtra, 7),
+    (InvalidInput, 2),
+    (NotFound, 3),
+    (AlreadyExists, 4),
+    (Conflict, 4),
+    (WrongKeyError, 5),
+    (TamperedAnswerError, 6),
+    (TamperedDataError, 6),
+    (Unavailable, 8),
+)
+
+EPILOG = """\
+exit codes:
+  0  done                        5  wrong key or passphrase
+  1  another error               6  tampered answer or data: do not trust this server
+  2  bad arguments or input      7  an optional package is missing
+  3  no such collection or file  8  server unavailable
+  4  exists, or changed by others
+
+examples:
+  hesearch serve --data ./data --listen 127.0.0.1:50051 --insecure
+  hesearch keygen notes.key
+  hesearch create notes --key notes.key --dim 384 --server 127.0.0.1:50051 --insecure
+  hesearch insert notes vectors.npy --ids ids.txt --key notes.key --server 127.0.0.1:50051 --insecure
+  hesearch search notes query.npy --key notes.key --server 127.0.0.1:50051 --insecure
+  hesearch demo --query "sudden loss of vision in one eye"
+
+The passphrase of a key file is asked for, or read from the file named by --passphrase-file.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hesearch",
+        description="Similarity search over fully encrypted embeddings.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=commands.version())
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_serve(subparsers)
+    commands.add_keygen(subparsers)
+    commands.add_create(subparsers)
+    commands.add_insert(subparsers)
+    commands.add_search(subparsers)
+    commands.add_delete(subparsers)
+    commands.add_info(subparsers)
+    commands.add_drop(subparsers)
+    commands.add_demo(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except HesearchError as error:
+        print(f"hesearch: {error}", file=sys.stderr)
+        return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,191 @@
+"""Client: the way to a server, over the network or in this process."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+
+from he_client.cache import PartCache
+from he_client.collection import Collection, PayloadMode
+from he_client.engines import choose_parameters, generate_state
+from he_client.manifest import Manifest, open_manifest, seal_manifest
+from he_client.metrics import Space
+from he_client.results import CollectionInfo
+from he_client.transport import GrpcTransport, Transport, with_retries
+from he_engine.errors import InvalidInput
+from he_engine.keys import RootKey
+
+TIMEOUT_S = 120.0
+
+
+class Client:
+    """A connection. Use it as a context manager.
+
+    `Client("host:port")` speaks gRPC with TLS, `insecure=True` without; `Client("folder/")` serves a folder in
+    this process, with no port; `Client(":memory:")` a temporary one that goes with the client.
+    cache: a folder for downloaded hints and row tables. timeout_s: the deadline of every call.
+    threads: of encryption (default: all cores).
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        insecure: bool = False,
+        cache: str | os.PathLike[str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        threads: int | None = None,
+    ) -> None:
+        self._transport = _connect(os.fspath(target), insecure)
+        self._cache = PartCache(Path(cache) if cache is not None else None)
+        self._timeout_s = timeout_s
+        self._threads = threads
+        self._collections: list[Collection] = []
+
+    def create_collection(
+        self,
+        name: str,
+        *,
+        dim: int,
+        key: RootKey,
+        metric: str = "cosine",
+        profile: str | None = None,
+        engine: str = "hint",
+        stride: int | None = None,
+        norm_bound: float | None = None,
+        payloads: PayloadMode = "cache",
+    ) -> Collection:
+        """A new, empty collection; durable when it returns.
+
+        dim: vector dimension, 1 to 16384. metric: "cosine", "ip" or "l2"; the last two need norm_bound, the
+        largest norm of any row. profile: "exact" (default), "compact" or "precise". engine: "hint" or
+        "tenseal". stride: a power of two; default by dim. payloads: "cache" fetches whole payload columns,
+        "direct" single records, which tells the server what was found.
+        Raises ParameterError, AlreadyExists, Unavailable.
+        """
+        wire.check_name(name)
+        parameters = choose_parameters(engine, profile, dim, stride)
+        space = Space.make(metric, dim, norm_bound)
+        message = pb.Manifest(
+            format_version=wire.FORMAT_VERSION,
+            collection_id=secrets.token_bytes(wire.COLLECTION_ID_BYTES),
+            version=1,
+            parameters=wire.parameters_to_wire(parameters),
+            parameter_digest=parameters.digest,
+            metric=space.metric.value,
+            norm_bound=space.norm_bound,
+            engine_state=generate_state(parameters),
+        )
+        sealed, manifest = seal_manifest(key, message)
+        request = pb.CreateCollectionRequest(
+            context=wire.context(name, parameters.digest),
+            collection_id=message.collection_id,
+            parameters=message.parameters,
+            sealed_manifest=sealed,
+        )
+        self._transport.call("CreateCollection", request, timeout_s=self._timeout_s)
+        return self._open(name, key, manifest, payloads)
+
+    def open_collection(self, name: str, *, key: RootKey, payloads: PayloadMode = "cache") -> Collection:
+        """An existing collection; fetches its hints and row tables unless they are cached.
+
+        Raises NotFound, WrongKeyError, FormatVersionError, TamperedDataError, Unavailable.
+        """
+        context = wire.context(name, self._describe(name).context.parameter_digest)
+        response = with_retries(
+            lambda: self._transport.call(
+                "ReadManifest", pb.ReadManifestRequest(context=context), timeout_s=self._timeout_s
+            ),
+            timeout_s=self._timeout_s,
+        )
+        return self._open(name, key, open_manifest(key, response), payloads)
+
+    def _open(self, name: str, key: RootKey, manifest: Manifest, payloads: PayloadMode) -> Collection:
+        collection = Collection(
+            name,
+            self._transport,
+            key,
+            manifest,
+            self._cache,
+            payloads=payloads,
+            timeout_s=self._timeout_s,
+            threads=self._threads,
+        )
+        self._collections.append(collection)
+        return collection
+
+    def _describe(self, name: str) -> pb.Collection:
+        wire.check_name(name)
+        request = pb.DescribeCollectionRequest(format_version=wire.FORMAT_VERSION, collection=name)
+        found: pb.Collection = with_retries(
+            lambda: self._transport.call("DescribeCollection", request, timeout_s=self._timeout_s),
+            timeout_s=self._timeout_s,
+        )
+        wire.check_context(found.context, collection=name)
+        return found
+
+    def describe(self, name: str) -> CollectionInfo:
+        """What the server knows of a collection. Raises NotFound, Unavailable."""
+        return _info(self._describe(name))
+
+    def list_collections(self) -> list[CollectionInfo]:
+        """Sorted by name."""
+        request = pb.ListCollectionsRequest(format_version=wire.FORMAT_VERSION)
+        response = with_retries(
+            lambda: self._transport.call("ListCollections", request, timeout_s=self._timeout_s),
+            timeout_s=self._timeout_s,
+        )
+        return [_info(c) for c in response.collections]
+
+    def drop_collection(self, name: str) -> None:
+        """Delete a collection and all its rows. Raises NotFound, Unavailable."""
+        found = self._describe(name)
+        request = pb.DropCollectionRequest(context=found.context, collection_id=found.collection_id)
+        self._transport.call("DropCollection", request, timeout_s=self._timeout_s)
+
+    def close(self) -> None:
+        for collection in self._collections:
+            collection.close()
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _connect(target: str, insecure: bool) -> Transport:
+    """Addresses have a colon and a port; anything else is a folder."""
+    host, colon, port = target.rpartition(":")
+    if colon and host and port.isdigit():
+        return GrpcTransport(target, insecure=insecure)
+    if target.startswith(":") and target != ":memory:":
+        raise InvalidInput(f"target: got {target!r}, expected 'host:port', a folder or ':memory:'")
+    from he_client.embedded import EmbeddedTransport
+
+    return EmbeddedTransport(None if target == ":memory:" else Path(target))
+
+
+def _info(found: pb.Collection) -> CollectionInfo:
+    parameters = wire.parameters_from_wire(found.parameters)
+    return CollectionInfo(
+        name=found.context.collection,
+        engine=wire.engine_kind(parameters).value,
+        profile=found.parameters.profile,
+        dim=parameters.dim,
+        stride=parameters.stride,
+        version=found.version,
+        segments=found.segments,
+        blocks=found.blocks,
+        stored_bytes=found.stored_bytes,
+        index_bytes=found.index_bytes,
+    )

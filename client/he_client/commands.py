@@ -1,0 +1,249 @@
+"""The subcommands of `hesearch`: each adds its arguments and runs through the SDK."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from he_client.client import Client
+from he_client.files import parse_ids, read_lines, read_table
+from he_client.keys import CollectionKey
+from he_client.results import Hit, RowId
+from he_engine.errors import InvalidInput
+
+Subparsers = Any  # argparse's own class is private
+
+
+def version() -> str:
+    return f"hesearch {importlib.metadata.version('hesearch')}"
+
+
+def _add(
+    subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  hesearch {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", required=True, metavar="TARGET", help="host:port, or a folder to serve in process")
+    parser.add_argument("--insecure", action="store_true", help="no TLS (for a server on this machine)")
+
+
+def _add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", required=True, type=Path, help="the collection's key file")
+    parser.add_argument("--passphrase-file", type=Path, help="read the passphrase from the first line of this file")
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    return Client(arguments.server, insecure=arguments.insecure)
+
+
+def _passphrase(arguments: argparse.Namespace, *, confirm: bool = False) -> str:
+    if arguments.passphrase_file is not None:
+        lines = read_lines(arguments.passphrase_file)
+        return lines[0] if lines else ""
+    if not sys.stdin.isatty():
+        raise InvalidInput("passphrase: no terminal to ask on; give --passphrase-file")
+    entered = getpass.getpass("passphrase: ")
+    if confirm and getpass.getpass("again: ") != entered:
+        raise InvalidInput("passphrase: the two differ")
+    return entered
+
+
+def _key(arguments: argparse.Namespace) -> CollectionKey:
+    return CollectionKey.load(arguments.key, _passphrase(arguments))
+
+
+def _report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> int:
+    print(json.dumps(fields) if arguments.json else text)
+    return 0
+
+
+# ---- serve and demo: their own packages ------------------------------------------------------------------
+def add_serve(subparsers: Subparsers) -> None:
+    try:
+        from he_server.cli import add_serve_parser
+    except ImportError:
+        return
+    add_serve_parser(subparsers)
+
+
+def add_demo(subparsers: Subparsers) -> None:
+    from he_client.demo.arguments import add_demo_parser
+
+    add_demo_parser(subparsers)
+
+
+# ---- keys and collections --------------------------------------------------------------------------------
+def add_keygen(subparsers: Subparsers) -> None:
+    parser = _add(subparsers, "keygen", _keygen, "make a new collection key file", "notes.key")
+    parser.add_argument("path", type=Path, help="where to write it; never overwritten")
+    parser.add_argument("--passphrase-file", type=Path, help="read the passphrase from the first line of this file")
+
+
+def _keygen(arguments: argparse.Namespace) -> int:
+    CollectionKey.generate().save(arguments.path, _passphrase(arguments, confirm=True))
+    text = f"wrote {arguments.path}: whoever has it and its passphrase reads the data; without it nobody can"
+    return _report(arguments, {"key": str(arguments.path)}, text)
+
+
+def add_create(subparsers: Subparsers) -> None:
+    parser = _add(
+        subparsers, "create", _create, "make an empty collection",
+        "notes --dim 384 --key notes.key --server 127.0.0.1:50051 --insecure",
+    )  # fmt: skip
+    parser.add_argument("name")
+    parser.add_argument("--dim", type=int, required=True, help="vector dimension")
+    parser.add_argument("--metric", default="cosine", choices=("cosine", "ip", "l2"))
+    parser.add_argument("--norm-bound", type=float, help="largest norm of any row (ip and l2)")
+    parser.add_argument("--profile", choices=("exact", "compact", "precise"), help="default: exact")
+    parser.add_argument("--engine", default="hint", choices=("hint", "tenseal"))
+    parser.add_argument("--stride", type=int, help="a power of two; default by dimension")
+    _add_key(parser)
+    _add_server(parser)
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    key = _key(arguments)
+    with _client(arguments) as client:
+        client.create_collection(
+            arguments.name,
+            dim=arguments.dim,
+            key=key,
+            metric=arguments.metric,
+            profile=arguments.profile,
+            engine=arguments.engine,
+            stride=arguments.stride,
+            norm_bound=arguments.norm_bound,
+        )
+        info = client.describe(arguments.name)
+    return _report(arguments, asdict(info), f"created {info.name} ({info.engine} {info.profile}, dim {info.dim})")
+
+
+def add_info(subparsers: Subparsers) -> None:
+    parser = _add(
+        subparsers, "info", _info, "what the server knows of its collections", "--server 127.0.0.1:50051 --insecure"
+    )
+    parser.add_argument("name", nargs="?", help="default: all collections")
+    _add_server(parser)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    with _client(arguments) as client:
+        found = [client.describe(arguments.name)] if arguments.name else client.list_collections()
+    lines = [
+        f"{c.name}: {c.engine} {c.profile} dim={c.dim} stride={c.stride} version={c.version} "
+        f"segments={c.segments} blocks={c.blocks} stored={c.stored_bytes / 1e6:.1f} MB"
+        for c in found
+    ]
+    return _report(arguments, {"collections": [asdict(c) for c in found]}, "\n".join(lines) or "no collections")
+
+
+def add_drop(subparsers: Subparsers) -> None:
+    parser = _add(
+        subparsers, "drop", _drop, "delete a collection with all its rows", "notes --server 127.0.0.1:50051 --insecure"
+    )
+    parser.add_argument("name")
+    _add_server(parser)
+
+
+def _drop(arguments: argparse.Namespace) -> int:
+    with _client(arguments) as client:
+        client.drop_collection(arguments.name)
+    return _report(arguments, {"dropped": arguments.name}, f"dropped {arguments.name}")
+
+
+# ---- rows ------------------------------------------------------------------------------------------------
+def add_insert(subparsers: Subparsers) -> None:
+    parser = _add(
+        subparsers, "insert", _insert, "encrypt rows and store them",
+        "notes vectors.npy --ids ids.txt --key notes.key --server 127.0.0.1:50051 --insecure",
+    )  # fmt: skip
+    parser.add_argument("name")
+    parser.add_argument("file", type=Path, help=".npy, .npz, .csv or .parquet; see the README for their columns")
+    parser.add_argument("--ids", type=Path, help="a text file with one id a line")
+    parser.add_argument("--payloads", type=Path, help="a text file with one payload a line")
+    _add_key(parser)
+    _add_server(parser)
+
+
+def _insert(arguments: argparse.Namespace) -> int:
+    table = read_table(arguments.file)
+    ids: list[RowId] | None = parse_ids(read_lines(arguments.ids)) if arguments.ids else table.ids
+    payloads: list[str | None] | None = [*read_lines(arguments.payloads)] if arguments.payloads else table.payloads
+    if ids is None:
+        raise InvalidInput(f"ids: {arguments.file} has none; give --ids FILE with one id a line")
+    key = _key(arguments)
+    with _client(arguments) as client:
+        collection = client.open_collection(arguments.name, key=key)
+        inserted = collection.insert(ids, table.vectors, payloads)
+        count = collection.count()
+    return _report(arguments, {"inserted": inserted, "count": count}, f"inserted {inserted} rows; {count} in all")
+
+
+def add_search(subparsers: Subparsers) -> None:
+    parser = _add(
+        subparsers, "search", _search, "find the nearest rows of encrypted queries",
+        "notes query.npy -k 5 --key notes.key --server 127.0.0.1:50051 --insecure",
+    )  # fmt: skip
+    parser.add_argument("name")
+    parser.add_argument("file", type=Path, help="one query (d,) or several (B, d): .npy, .npz, .csv or .parquet")
+    parser.add_argument("-k", type=int, default=10, help="hits for each query (default 10)")
+    _add_key(parser)
+    _add_server(parser)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    queries = np.atleast_2d(read_table(arguments.file).vectors)
+    key = _key(arguments)
+    with _client(arguments) as client:
+        found: list[list[Hit]] = client.open_collection(arguments.name, key=key).search(queries, k=arguments.k)
+    fields = {"hits": [[_plain(hit) for hit in hits] for hits in found]}
+    lines = []
+    for number, hits in enumerate(found):
+        lines.append(f"query {number}")
+        lines += [f"  {hit.score:9.6f}  {hit.id}  {hit.payload if hit.payload is not None else ''}" for hit in hits]
+    return _report(arguments, fields, "\n".join(lines))
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    payload = hit.payload.hex() if isinstance(hit.payload, bytes) else hit.payload
+    return {"id": hit.id, "score": hit.score, "payload": payload}
+
+
+def add_delete(subparsers: Subparsers) -> None:
+    parser = _add(
+        subparsers, "delete", _delete, "take rows out, by id",
+        "notes 17 18 --key notes.key --server 127.0.0.1:50051 --insecure",
+    )  # fmt: skip
+    parser.add_argument("name")
+    parser.add_argument("ids", nargs="+", help="ids; integers where all are")
+    _add_key(parser)
+    _add_server(parser)
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    key = _key(arguments)
+    with _client(arguments) as client:
+        collection = client.open_collection(arguments.name, key=key)
+        deleted = collection.delete(parse_ids(arguments.ids))
+        count = collection.count()
+    return _report(arguments, {"deleted": deleted, "count": count}, f"deleted {deleted} rows; {count} left")

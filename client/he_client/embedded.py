@@ -1,0 +1,58 @@
+"""The server in this process: the same service, messages and errors, without a port.
+
+The one place where the client imports the server.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from he_engine.errors import HesearchError
+from he_proto import wire
+from he_server.config import ServerConfig
+from he_server.service import LocalCall, Service
+
+_MEMORY = Path("/dev/shm")  # noqa: S108  a memory file system where Linux has one
+
+
+class EmbeddedTransport:
+    """Serves `folder`, or a temporary folder that is deleted on close. Raises what Service raises."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._temporary = None
+        if folder is None:
+            parent = _MEMORY if _MEMORY.is_dir() else None
+            self._temporary = tempfile.TemporaryDirectory(prefix="hesearch-", dir=parent, ignore_cleanup_errors=True)
+            folder = Path(self._temporary.name)
+        self._service = Service(ServerConfig(data=folder))
+
+    def call(self, method: str, request: Any, *, timeout_s: float) -> Any:  # noqa: ARG002  nothing to wait for
+        try:
+            return self._method(method)(request, LocalCall())
+        except HesearchError as error:
+            raise _as_a_client_sees(error) from None
+
+    def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:  # noqa: ARG002
+        try:
+            yield from self._method(method)(request, LocalCall())
+        except HesearchError as error:
+            raise _as_a_client_sees(error) from None
+
+    def _method(self, name: str) -> Any:
+        """CreateCollection → create_collection."""
+        return getattr(self._service, re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower())
+
+    def close(self) -> None:
+        self._service.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def _as_a_client_sees(error: HesearchError) -> HesearchError:
+    """The error as it would have come over the wire, so that both transports behave alike."""
+    status = wire.status_of(error)
+    return wire.error_from_status(status.code, status.message, status.name)

@@ -1,0 +1,113 @@
+"""Manifests: the sealed list of what a collection consists of, and the pin that makes rollback visible."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+
+from he_client.metrics import Space
+from he_engine.errors import FormatVersionError, RollbackError, TamperedDataError, WrongKeyError
+from he_engine.keys import RootKey, length_prefixed
+from he_engine.sealing import seal, unseal
+
+PURPOSE = "manifest"
+EPOCH = 0
+MAX_ANCESTORS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One version of a collection, as its key holders see it."""
+
+    message: pb.Manifest
+    sha256: bytes  #: of the sealed bytes
+
+    @property
+    def version(self) -> int:
+        return self.message.version
+
+    @property
+    def collection_id(self) -> bytes:
+        return self.message.collection_id
+
+    @property
+    def parameters(self) -> wire.PublicParameters:
+        return wire.parameters_from_wire(self.message.parameters)
+
+    @property
+    def space(self) -> Space:
+        m = self.message
+        return Space.make(m.metric, m.parameters.dim, None if m.metric == "cosine" else m.norm_bound)
+
+    @property
+    def count(self) -> int:
+        """Rows that are not deleted."""
+        return sum(s.rows - len(s.deleted_rows) for s in self.message.segments)
+
+    def successor(self, segments: list[pb.SegmentEntry]) -> pb.Manifest:
+        """The next version, with these segments."""
+        following = pb.Manifest()
+        following.CopyFrom(self.message)
+        following.version = self.version + 1
+        del following.ancestors_sha256[:]
+        following.ancestors_sha256.extend([self.sha256, *self.message.ancestors_sha256][:MAX_ANCESTORS])
+        del following.segments[:]
+        following.segments.extend(segments)
+        return following
+
+    def require_successor(self, newer: Manifest) -> None:
+        """Raises RollbackError unless `newer` is this version or descends from it.
+
+        Over a gap of more than 256 versions only the version numbers can be compared.
+        """
+        gap = newer.version - self.version
+        if gap == 0:
+            extends = newer.sha256 == self.sha256
+        elif 0 < gap <= MAX_ANCESTORS:
+            ancestors = newer.message.ancestors_sha256
+            extends = len(ancestors) >= gap and ancestors[gap - 1] == self.sha256
+        else:
+            extends = gap > 0
+        if not extends:
+            raise RollbackError(
+                f"manifest: version {newer.version} does not extend version {self.version}, which this client "
+                "has seen; the server went back or forked the history"
+            )
+
+
+def _aad(collection_id: bytes, version: int) -> bytes:
+    return length_prefixed(PURPOSE, collection_id, EPOCH, version)
+
+
+def seal_manifest(key: RootKey, message: pb.Manifest) -> tuple[bytes, Manifest]:
+    """(sealed bytes, the manifest with their digest)."""
+    sealed = seal(key, PURPOSE, _aad(message.collection_id, message.version), message.SerializeToString())
+    return sealed, Manifest(message, hashlib.sha256(sealed).digest())
+
+
+def open_manifest(key: RootKey, response: pb.ReadManifestResponse) -> Manifest:
+    """Raises WrongKeyError, FormatVersionError or TamperedDataError."""
+    aad = _aad(response.collection_id, response.version)
+    try:
+        plain = unseal(key, PURPOSE, aad, response.sealed_manifest)
+    except TamperedDataError:
+        raise WrongKeyError(
+            "manifest: this key does not open the collection (or the server altered the manifest)"
+        ) from None
+    message = pb.Manifest.FromString(plain)
+    if message.format_version != wire.FORMAT_VERSION:
+        raise FormatVersionError(f"manifest: got format {message.format_version}, expected {wire.FORMAT_VERSION}")
+    live = [s.segment_id for s in message.segments]
+    if (
+        message.collection_id != response.collection_id
+        or message.version != response.version
+        or sorted(live) != sorted(response.live_segments)
+    ):
+        raise TamperedDataError("manifest: the server's version or live segments differ from what was sealed")
+    manifest = Manifest(message, hashlib.sha256(response.sealed_manifest).digest())
+    if manifest.parameters.digest != message.parameter_digest:
+        raise FormatVersionError("manifest: its parameters have another digest in this version of hesearch")
+    return manifest

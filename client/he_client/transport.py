@@ -1,0 +1,80 @@
+"""How calls reach a server: over gRPC, or into the same service in this process.
+
+Both offer the same two verbs, raise the same errors, and take and give the same messages.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2_grpc
+
+from he_engine.errors import Unavailable
+
+T = TypeVar("T")
+
+ATTEMPTS = 4
+FIRST_PAUSE_S = 0.1
+
+
+class Transport(Protocol):
+    def call(self, method: str, request: Any, *, timeout_s: float) -> Any:
+        """One response. `request` is a message, or an iterator of messages where the method takes a stream."""
+
+    def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:
+        """Responses as they come; closing the iterator cancels the call."""
+
+    def close(self) -> None: ...
+
+
+class GrpcTransport:
+    """One channel. TLS with the system's roots unless `insecure`."""
+
+    def __init__(self, address: str, *, insecure: bool) -> None:
+        options = list(wire.CHANNEL_OPTIONS)
+        self._channel = (
+            grpc.insecure_channel(address, options)
+            if insecure
+            else grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
+        )
+        self._stub = hesearch_pb2_grpc.HeSearchStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def call(self, method: str, request: Any, *, timeout_s: float) -> Any:
+        try:
+            return getattr(self._stub, method)(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise wire.error_from_rpc(error) from None
+
+    def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:
+        call = getattr(self._stub, method)(request, timeout=timeout_s)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise wire.error_from_rpc(error) from None
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def with_retries(action: Callable[[], T], *, timeout_s: float) -> T:
+    """`action()`, again after a pause while it raises Unavailable: only for calls that may be repeated.
+
+    At most ATTEMPTS times, pauses doubling from 0.1 s with jitter, and never past `timeout_s` from now.
+    """
+    end = time.monotonic() + timeout_s
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except Unavailable:
+            pause = FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)
+            if attempt == ATTEMPTS - 1 or time.monotonic() + pause > end:
+                raise
+            time.sleep(pause)
+    raise AssertionError("unreachable")

@@ -1,0 +1,82 @@
+"""Real vectors ↔ scaled integers, and decoded scores ↔ inner products. Validates vectors; knows no secret.
+
+`exact`: x ↦ Δ_x·⌊S·x⌉, y ↦ Δ_y·⌊S·y⌉; a decoded value rounds to a multiple of Δ_xΔ_y, and the score is that
+integer over S². `compact`, `precise`: x ↦ ⌊Δ_x·x⌉, y ↦ ⌊Δ_y·y⌉; the score is the decoded value over Δ_xΔ_y.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from he_engine.errors import DimensionError, NormError, TamperedAnswerError
+from he_engine.params import TAIL, Parameters, Profile
+
+NORM_SLACK = 1e-6  #: float32 rounding of vectors that were normalised by the caller
+
+
+class Encoding:
+    """For one set of parameters."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._p = parameters
+        self._exact = parameters.profile is Profile.EXACT
+        slack = math.sqrt(parameters.dim) / 2
+        x, y = parameters.index_scale + slack, parameters.query_scale + slack
+        noise = TAIL * parameters.noise_bound(x, y)
+        self._largest = parameters.integer_norm**2 if self._exact else math.ceil(x * y + noise)
+
+    def rows(self, rows: NDArray[np.float64]) -> NDArray[np.int32]:
+        """(n, d) → (K, B, I·g), zero rows and zero coordinates at the end."""
+        p = self._p
+        if rows.ndim != 2 or rows.shape[1] != p.dim or not len(rows):
+            raise DimensionError(f"rows: got shape {rows.shape}, expected (n ≥ 1, {p.dim})")
+        blocks = p.blocks_for(len(rows))
+        out = np.zeros((blocks * p.rows_per_block, p.planes * p.stride), np.int32)
+        scale = p.index_scale if self._exact else 1
+        quantiser = p.quantiser if self._exact else p.index_scale
+        out[: len(rows), : p.dim] = scale * self._round(rows, quantiser, "rows").astype(np.int32)
+        return out.reshape(blocks, p.rows_per_block, -1)
+
+    def query(self, vector: NDArray[np.float64]) -> NDArray[np.int64]:
+        """(d,) → (I·g,)."""
+        p = self._p
+        if vector.shape != (p.dim,):
+            raise DimensionError(f"query: got shape {vector.shape}, expected ({p.dim},)")
+        out = np.zeros(p.planes * p.stride, np.int64)
+        scale = p.query_scale if self._exact else 1
+        quantiser = p.quantiser if self._exact else p.query_scale
+        out[: p.dim] = scale * self._round(vector[None], quantiser, "query")[0].astype(np.int64)
+        return out
+
+    def _round(self, rows: NDArray[np.float64], scale: int, field: str) -> NDArray[np.float64]:
+        """⌊scale·x⌉. Raises NormError unless every row is finite and of norm ≤ 1."""
+        rows = np.asarray(rows, np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        bad = np.flatnonzero(~(norms <= 1 + NORM_SLACK))  # NaN compares false
+        if bad.size:
+            raise NormError(f"{field}: vector {bad[0]} is not finite or is longer than the bound")
+        long = norms > 1
+        if long.any():
+            rows = rows / np.where(long, norms, 1)[:, None]
+        return np.rint(rows * scale)
+
+    def scores(self, decoded: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Decoded values (K, B) → inner products of unit-ball vectors (K·B,).
+
+        A value that no admitted pair of vectors gives (probability ≤ 2^-128 after verification) raises
+        TamperedAnswerError.
+        """
+        p = self._p
+        values = decoded.reshape(-1)
+        if self._exact:
+            step = p.index_scale * p.query_scale
+            values = (values + step // 2) // step
+            divisor = float(p.quantiser**2)
+        else:
+            divisor = float(p.index_scale * p.query_scale)
+        if values.size and max(-int(values.min()), int(values.max())) > self._largest:
+            raise TamperedAnswerError("answer: a decoded score is outside the bound")
+        return values / divisor

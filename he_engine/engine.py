@@ -1,0 +1,130 @@
+"""The four verbs, as two protocols: what a client does with a key and what a server does without one.
+
+setup    rows    → EncryptedRows    client; the index goes to the server
+query    vector  → Query            client; only `ciphertext` leaves it
+answer   index × queries → answers  server; no key of any kind
+recover  answers → scores           client; verified first, then decrypted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Buffer = bytes | bytearray | memoryview
+
+MAX_QUERIES = 64  #: ciphertexts in one answer call
+
+
+class EngineKind(StrEnum):
+    HINT = "hint"
+    TENSEAL = "tenseal"
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedRows:
+    """What `setup` makes of the rows of one segment."""
+
+    rows: int
+    blocks: int
+    index: Buffer  #: goes to the server, which computes with it
+    hint: Buffer  #: for clients only, useless without the key; empty for tenseal
+    seed: bytes  #: secret, to be sealed; empty for tenseal
+    fingerprint: bytes  #: secret, to be sealed; empty for tenseal
+
+
+class Query(Protocol):
+    """One encrypted query. Everything but `ciphertext` is secret and stays in the process."""
+
+    @property
+    def ciphertext(self) -> Buffer: ...
+
+
+class Segment(Protocol):
+    """What a client must hold of one segment to recover its answers; made by `ClientEngine.load`."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+
+
+class ClientEngine(Protocol):
+    """Made for one collection: parameters, collection key, engine state."""
+
+    @property
+    def rows_per_block(self) -> int: ...
+
+    @property
+    def index_bytes_per_block(self) -> int: ...
+
+    @property
+    def query_bytes(self) -> int: ...
+
+    @property
+    def answer_bytes_per_block(self) -> int: ...  #: for one query
+
+    def setup(self, rows: NDArray[np.float64]) -> EncryptedRows:
+        """rows (n, d), n ≥ 1, each of norm ≤ 1."""
+
+    def load(self, encrypted: EncryptedRows) -> Segment:
+        """Prepare to recover (from `setup` directly, or from downloaded and unsealed parts; `index` unused)."""
+
+    def query(self, vector: NDArray[np.float64]) -> Query:
+        """vector (d,), of norm ≤ 1; encrypted with fresh randomness at every call."""
+
+    def recover(self, query: Any, segments: Sequence[Any], answers: Sequence[Buffer]) -> list[NDArray[np.float64]]:
+        """One float64 array of inner products, (rows,), for each segment.
+
+        Where the engine can verify, all answers are verified before any is decrypted: TamperedAnswerError.
+        """
+
+    def close(self) -> None:
+        """Forget secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFile:
+    """Where the server finds one segment's index bytes; the file never changes while it exists."""
+
+    path: Path
+    offset_bytes: int  #: a multiple of 4096
+    length_bytes: int
+    blocks: int
+
+
+class ServerEngine(Protocol):
+    """Made for one set of parameters; holds no key. Thread-safe."""
+
+    @property
+    def query_bytes(self) -> int: ...  #: exact length of one query ciphertext
+
+    @property
+    def index_bytes_per_block(self) -> int: ...  #: exact
+
+    @property
+    def answer_bytes_per_block(self) -> int: ...  #: exact, for one query
+
+    def check_index(self, index: IndexFile) -> None:
+        """Raises ResidueError unless every residue is canonical."""
+
+    def check_queries(self, queries: Buffer, count: int) -> None:
+        """`count` ciphertexts end to end. Raises ResidueError for a wrong length or residue."""
+
+    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Buffer, count: int) -> list[bytes]:
+        """For each query, the answers of blocks [first_block, first_block + blocks), end to end.
+
+        Runs without the GIL, or in another process. Takes milliseconds: callers split the work by blocks and
+        look for cancellation in between.
+        """
+
+    def forget(self, index: IndexFile) -> None:
+        """The segment is being deleted: drop whatever is mapped or cached."""
+
+    def close(self) -> None: ...

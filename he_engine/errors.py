@@ -1,0 +1,83 @@
+"""Every error that hesearch raises on purpose: one tree, one base class.
+
+A message says what was got, what was expected and in which field. It never contains a vector, a score, a
+secret or a key, so it is safe to log.
+"""
+
+from __future__ import annotations
+
+
+class HesearchError(Exception):
+    """Base of all errors of this project."""
+
+
+class InvalidInput(HesearchError, ValueError):
+    """The caller's argument is wrong; nothing was changed."""
+
+
+class ParameterError(InvalidInput):
+    """Scheme parameters are inconsistent or under 128 bits of security."""
+
+
+class DimensionError(InvalidInput):
+    """An array has the wrong dtype, number of axes or length."""
+
+
+class NormError(InvalidInput):
+    """A vector is not finite, is zero under cosine, or is longer than the declared bound."""
+
+
+class DuplicateIdError(InvalidInput):
+    """A row id occurs twice in one call, or is in the collection already."""
+
+
+class ResidueError(HesearchError):
+    """A residue is not canonical (≥ q_j) or a ciphertext has the wrong length."""
+
+
+class SecretReuseError(HesearchError):
+    """A secret that serves once was used again, copied, pickled or carried across a fork."""
+
+
+class WrongKeyError(HesearchError):
+    """The key does not open this collection or this key file (or the sealed bytes were altered)."""
+
+
+class TamperedAnswerError(HesearchError):
+    """The server's answer is not the one an honest server gives. Nothing was decrypted."""
+
+
+class TamperedDataError(HesearchError):
+    """Stored bytes do not match their digest or their seal."""
+
+
+class RollbackError(TamperedDataError):
+    """The server showed an older or a forked state of a collection than this client has seen."""
+
+
+class FormatVersionError(HesearchError):
+    """A message or file has a format version or parameter digest that this side does not speak."""
+
+
+class NotFound(HesearchError):
+    """No such collection, segment or row."""
+
+
+class AlreadyExists(HesearchError):
+    """A collection of this name exists."""
+
+
+class Conflict(HesearchError):
+    """Another writer committed first; read the new manifest and try again."""
+
+
+class LimitExceeded(HesearchError):
+    """The request is larger than this server admits."""
+
+
+class Unavailable(HesearchError):
+    """The server cannot be reached, is shutting down, or the deadline passed."""
+
+
+class MissingExtra(HesearchError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""

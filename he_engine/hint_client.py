@@ -1,0 +1,305 @@
+"""The client half of the hint engine: setup, query, verify, recover. Holds the collection key.
+
+    b[k,i] = a[i]·s[k] + e[k,i] + v[k,i]       index block k, plane i; s[k] new for every block
+    c[i]   = a'[i]·t   + e'[i]  + y[i]         query; t new for every query
+    T[k]   = fold(Σ_i b[k,i]·c[i])             the server's answer (he_engine.hint_server)
+    H[k]   = Σ_i b[k,i]·a'[i]                  the hint, computed here when the rows are encrypted
+    T[k] − fold(s[k]·z + t·H[k])               the scores, with z = Σ_i a[i]·(c[i] − a'[i]·t)
+
+docs/scheme.md derives all of it. Two properties hold by construction: a pair (a, s) never encrypts twice,
+because s comes from a seed that depends on fresh randomness *and* on the rows, inside `setup`, and no
+argument takes a seed; a query secret encrypts once, because `query` derives, uses and seals it in one call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from he_engine.kernels._answer import AnswerKernel
+from he_engine.kernels._client import ClientKernel
+from numpy.typing import NDArray
+
+from he_engine import verify
+from he_engine.encoding import Encoding
+from he_engine.engine import Buffer, EncryptedRows
+from he_engine.errors import DimensionError, ResidueError, SecretReuseError, TamperedAnswerError
+from he_engine.keys import RootKey, Secret
+from he_engine.params import TILE, Parameters
+from he_engine.public import expand_public, keystream
+
+U32 = NDArray[np.uint32]
+
+STATE_BYTES = 32  #: the collection's public nonce, from which a and a' expand
+EPOCH = 0
+GROUP_BLOCKS = 4  #: blocks a kernel call encrypts: bounds the keystream in memory
+CACHE_BYTES = 256 << 20  #: block secrets kept between queries
+
+
+def generate_state() -> bytes:
+    """A new collection's public nonce."""
+    return os.urandom(STATE_BYTES)
+
+
+class HintQuery(Secret):
+    """One encrypted query: `ciphertext` may leave the process, the rest (t, z, the norm) is secret."""
+
+    __slots__ = ("_mask", "_secret", "ciphertext")
+
+    def __init__(self, ciphertext: U32, secret: U32, mask: U32) -> None:
+        self.ciphertext: memoryview = ciphertext.data.cast("B")
+        self._secret: U32 | None = secret
+        self._mask: U32 | None = mask
+
+    def _open(self) -> tuple[U32, U32]:
+        """(t, z), each (P, N) in the NTT domain."""
+        if self._secret is None or self._mask is None:
+            raise SecretReuseError("this query is closed: encrypt a new one")
+        return self._secret, self._mask
+
+    def close(self) -> None:
+        """Overwrite t and z."""
+        for array in (self._secret, self._mask):
+            if array is not None:
+                array.fill(0)
+        self._secret = self._mask = None
+
+
+class HintSegment(Secret):
+    """What recovery needs of one segment: H, the seed of its block secrets, and the fingerprint."""
+
+    __slots__ = ("blocks", "fingerprint", "hint", "rows", "secrets", "seed")
+
+    def __init__(self, rows: int, blocks: int, hint: U32, seed: bytes, fingerprint: verify.Fingerprint) -> None:
+        self.rows = rows
+        self.blocks = blocks
+        self.hint = hint  # (K, P, N)
+        self.seed = seed
+        self.fingerprint = fingerprint
+        self.secrets: U32 | None = None  # cached (K, P, N)
+
+
+class HintClient(Secret):
+    """ClientEngine of one collection. Thread-safe for queries; `threads` serve encryption."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        key: RootKey,
+        collection_id: bytes,
+        engine_state: bytes,
+        *,
+        threads: int | None = None,
+        target: str = "",
+    ) -> None:
+        if len(engine_state) != STATE_BYTES:
+            raise DimensionError(f"engine state: got {len(engine_state)} bytes, expected {STATE_BYTES}")
+        ring = parameters.ring
+        shape = (ring.log_n, ring.primes)
+        layout = (parameters.stride, parameters.planes)
+        self.parameters = parameters
+        self._key = key
+        self._id = collection_id
+        self._kernel = ClientKernel(*shape, ring.roots, *layout, target)
+        self._checker = AnswerKernel(*shape, *layout, target)
+        self._encoding = Encoding(parameters)
+        self._index_public = expand_public(engine_state, EPOCH, "index", ring, parameters.planes)
+        self._query_public = expand_public(engine_state, EPOCH, "query", ring, parameters.planes)
+        self._counter = itertools.count()
+        self._threads = threads or os.cpu_count() or 1
+        self._cached_bytes = 0
+        self._total: tuple[tuple[bytes, ...], U32] | None = None
+        self._stack = (len(ring.primes), ring.degree // TILE, parameters.planes, TILE)
+        self._poly = (len(ring.primes), ring.degree)
+
+    @property
+    def rows_per_block(self) -> int:
+        """B."""
+        return self.parameters.rows_per_block
+
+    @property
+    def index_bytes_per_block(self) -> int:
+        """4·P·I·N."""
+        return 4 * self.parameters.block_words
+
+    @property
+    def query_bytes(self) -> int:
+        """4·P·I·N."""
+        return 4 * self.parameters.block_words
+
+    @property
+    def answer_bytes_per_block(self) -> int:
+        """4·P·B."""
+        return 4 * len(self.parameters.ring.primes) * self.parameters.rows_per_block
+
+    # ---- setup -----------------------------------------------------------------------------------------
+    def setup(self, rows: NDArray[np.float64]) -> EncryptedRows:
+        """Encrypt rows (n, d), each of norm ≤ 1. Raises DimensionError or NormError; then nothing is used up."""
+        encoded = self._encoding.rows(rows)  # (K, B, I·g)
+        blocks = len(encoded)
+        seed = self._key.hedged_seed("rows", self._id, self.parameters.digest, encoded.data.cast("B"))
+        salt = self._key.hedged_seed("fingerprint", self._id, seed)
+        index = np.empty((blocks, *self._stack), np.uint32)
+        hint = np.empty((blocks, *self._poly), np.uint32)
+        noise_key = self._key.derive("row noise", self._id, seed)
+
+        def encrypt(groups: Sequence[slice]) -> U32:
+            total = np.zeros((verify.CHECKS, *self._stack), np.uint32)
+            for group in groups:
+                count = len(range(*group.indices(blocks)))
+                noise = self._noise(noise_key, group.start, count)
+                secrets = self._block_secrets(seed, group.start, count)
+                weights = verify.weights(
+                    self._key, self._kernel, self.parameters, self._id, seed, salt, group.start, count
+                )
+                self._kernel.encrypt_blocks(
+                    encoded[group], noise, secrets, self._index_public, self._query_public, weights,
+                    index[group], hint[group], total,
+                )  # fmt: skip
+                noise.fill(0)
+                secrets.fill(0)
+            return total
+
+        groups = [slice(i, min(i + GROUP_BLOCKS, blocks)) for i in range(0, blocks, GROUP_BLOCKS)]
+        with ThreadPoolExecutor(self._threads) as pool:
+            parts = list(pool.map(encrypt, (groups[t :: self._threads] for t in range(self._threads))))
+        encoded.fill(0)
+        total = verify.add(parts, self.parameters)
+        return EncryptedRows(
+            rows=len(rows),
+            blocks=blocks,
+            index=index.data.cast("B"),
+            hint=hint.data.cast("B"),
+            seed=seed,
+            fingerprint=salt + total.tobytes(),
+        )
+
+    def _noise(self, key: bytes, first: int, count: int) -> NDArray[np.uint64]:
+        planes, n = self.parameters.planes, self.parameters.ring.degree
+        return keystream(key, count * planes * n, first * planes * n).reshape(count, planes, n)
+
+    def _block_secrets(self, seed: bytes, first: int, count: int) -> U32:
+        """s[k] of blocks first … first + count − 1: (count, P, N)."""
+        words = self.parameters.ring.degree // 4
+        stream = keystream(self._key.derive("block secrets", self._id, seed), count * words, first * words)
+        secrets = self._kernel.expand_secrets(stream.reshape(count, words))
+        stream.fill(0)
+        return secrets
+
+    def load(self, encrypted: EncryptedRows) -> HintSegment:
+        """Raises ResidueError where the hint or the fingerprint has the wrong length or a residue ≥ q_j."""
+        p, n = self._poly
+        expected = 4 * encrypted.blocks * p * n
+        if len(encrypted.hint) != expected:
+            raise ResidueError(f"hint: got {len(encrypted.hint)} bytes, expected {expected}")
+        hint = np.frombuffer(encrypted.hint, "<u4").reshape(encrypted.blocks, p, n)
+        self._require_canonical(hint, "hint")
+        fingerprint = verify.Fingerprint.parse(encrypted.fingerprint, self._stack)
+        self._require_canonical(fingerprint.sums.reshape(verify.CHECKS, p, -1), "fingerprint")
+        return HintSegment(encrypted.rows, encrypted.blocks, hint, encrypted.seed, fingerprint)
+
+    def _require_canonical(self, words: U32, field: str) -> None:
+        position = self._checker.first_noncanonical(words)
+        if position >= 0:
+            raise ResidueError(f"{field}: residue {position} is not canonical (expected < q_j)")
+
+    # ---- query -----------------------------------------------------------------------------------------
+    def query(self, vector: NDArray[np.float64]) -> HintQuery:
+        """Encrypt vector (d,), of norm ≤ 1. Raises DimensionError or NormError."""
+        encoded = self._encoding.query(vector)
+        content = encoded.data.cast("B")
+        seed = self._key.hedged_seed("query", self._id, self.parameters.digest, content, next(self._counter))
+        planes, n = self.parameters.planes, self.parameters.ring.degree
+        stream = keystream(self._key.derive("query secret", self._id, seed), n // 4 + planes * n)
+        ciphertext = np.empty(self._stack, np.uint32)
+        secret, mask = np.empty(self._poly, np.uint32), np.empty(self._poly, np.uint32)
+        self._kernel.encrypt_query(encoded, stream, self._index_public, self._query_public, ciphertext, secret, mask)
+        stream.fill(0)
+        encoded.fill(0)
+        return HintQuery(ciphertext, secret, mask)
+
+    # ---- verify and recover ----------------------------------------------------------------------------
+    def recover(
+        self, query: HintQuery, segments: Sequence[HintSegment], answers: Sequence[Buffer]
+    ) -> list[NDArray[np.float64]]:
+        """Inner products, one (rows,) array a segment.
+
+        Every residue of every answer is checked first: TamperedAnswerError, and nothing is decrypted. Raises
+        ResidueError for a wrong length or a residue ≥ q_j.
+        """
+        parsed = [self._parse(s, a) for s, a in zip(segments, answers, strict=True)]
+        self._verify(query, segments, parsed)
+        return [self._recover_one(query, s, a) for s, a in zip(segments, parsed, strict=True)]
+
+    def _parse(self, segment: HintSegment, answer: Buffer) -> U32:
+        expected = segment.blocks * self.answer_bytes_per_block
+        if len(answer) != expected:
+            raise ResidueError(f"answer: got {len(answer)} bytes, expected {expected}")
+        words = np.frombuffer(answer, "<u4")
+        parsed = words.reshape(segment.blocks, self._poly[0], self.parameters.rows_per_block)
+        self._require_canonical(parsed, "answer")
+        return parsed
+
+    def _verify(self, query: HintQuery, segments: Sequence[HintSegment], answers: Sequence[U32]) -> None:
+        if not segments:
+            return
+        ciphertext = np.frombuffer(query.ciphertext, np.uint32).reshape(1, self._poly[0], -1)
+        sums = [
+            verify.right_side(self._key, self._kernel, self.parameters, self._id, s.seed, s.fingerprint, a)
+            for s, a in zip(segments, answers, strict=True)
+        ]
+        left = verify.left_side(self._kernel, self._total_fingerprint(segments), ciphertext)
+        if np.array_equal(left, verify.add(sums, self.parameters)):
+            return
+        wrong = [
+            number
+            for number, (s, right) in enumerate(zip(segments, sums, strict=True))
+            if not np.array_equal(verify.left_side(self._kernel, s.fingerprint.sums, ciphertext), right)
+        ]
+        raise TamperedAnswerError(
+            f"answer: {len(wrong)} of {len(segments)} segments fail verification (numbers {wrong[:8]}); "
+            "the server did not compute what was asked, and nothing was decrypted"
+        )
+
+    def _total_fingerprint(self, segments: Sequence[HintSegment]) -> U32:
+        """Σ F of these segments, kept for the next query."""
+        names = tuple(s.fingerprint.salt for s in segments)
+        if self._total is None or self._total[0] != names:
+            self._total = (names, verify.add([s.fingerprint.sums for s in segments], self.parameters))
+        return self._total[1]
+
+    def _recover_one(self, query: HintQuery, segment: HintSegment, answer: U32) -> NDArray[np.float64]:
+        secret, mask = query._open()
+        scores = [
+            self._encoding.scores(self._kernel.recover(answer[part], segment.hint[part], s, secret, mask))
+            for part, s in self._segment_secrets(segment)
+        ]
+        return np.concatenate(scores)[: segment.rows]
+
+    def _segment_secrets(self, segment: HintSegment) -> Iterator[tuple[slice, U32]]:
+        """s in pieces; cached as a whole while CACHE_BYTES allow."""
+        if segment.secrets is None and self._cached_bytes + segment.hint.nbytes <= CACHE_BYTES:
+            segment.secrets = self._block_secrets(segment.seed, 0, segment.blocks)
+            self._cached_bytes += segment.hint.nbytes
+        if segment.secrets is not None:
+            yield slice(0, segment.blocks), segment.secrets
+            return
+        step = 64
+        for first in range(0, segment.blocks, step):
+            count = min(step, segment.blocks - first)
+            secrets = self._block_secrets(segment.seed, first, count)
+            yield slice(first, first + count), secrets
+            secrets.fill(0)
+
+    def release(self, segment: HintSegment) -> None:
+        """Overwrite what is cached of a segment that is no longer searched."""
+        if segment.secrets is not None:
+            segment.secrets.fill(0)
+            self._cached_bytes -= segment.secrets.nbytes
+            segment.secrets = None
+
+    def close(self) -> None:
+        self._total = None

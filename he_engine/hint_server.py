@@ -1,0 +1,103 @@
+"""The server's side of the hint engine: T[k] = Σ_i b[k,i]·c[i] at the score positions, and nothing else.
+
+It multiplies and adds residues of ciphertexts. It knows no secret and imports nothing that could use one; the
+kernel behind it has no code to encrypt or to recover.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from he_engine.kernels._answer import AnswerKernel
+from numpy.typing import NDArray
+
+from he_engine.engine import Buffer, IndexFile
+from he_engine.errors import ResidueError
+from he_engine.params import TILE, Parameters
+
+_CHECK_BYTES = 32 << 20  #: of index looked at in one call of the kernel
+
+
+class HintServer:
+    """A ServerEngine for one set of parameters. Thread-safe: the kernel is stateless and runs without the GIL.
+
+    `target` names an instruction set ("" for the best of this machine; see he_engine.kernels).
+    """
+
+    def __init__(self, parameters: Parameters, target: str = "") -> None:
+        ring = parameters.ring
+        self._kernel = AnswerKernel(ring.log_n, ring.primes, parameters.stride, parameters.planes, target)
+        self._primes = len(ring.primes)
+        self._rows = parameters.rows_per_block
+        self._block_shape = (self._primes, ring.degree // TILE, parameters.planes, TILE)
+        self._block_words = parameters.block_words
+        self._lock = threading.Lock()
+        self._maps: dict[Path, NDArray[np.uint32]] = {}
+
+    @property
+    def query_bytes(self) -> int:
+        """4·P·I·N."""
+        return 4 * self._block_words
+
+    @property
+    def index_bytes_per_block(self) -> int:
+        """4·P·I·N."""
+        return 4 * self._block_words
+
+    @property
+    def answer_bytes_per_block(self) -> int:
+        """4·P·B."""
+        return 4 * self._primes * self._rows
+
+    def check_index(self, index: IndexFile) -> None:
+        """Raises ResidueError for a length that is not that of the blocks, or a residue ≥ q_j."""
+        blocks = self._mapped(index)
+        step = max(1, _CHECK_BYTES // self.index_bytes_per_block)
+        for first in range(0, index.blocks, step):
+            self._check(blocks[first : first + step], f"index from block {first}")
+
+    def check_queries(self, queries: Buffer, count: int) -> None:
+        """Raises ResidueError for a length that is not that of `count` queries, or a residue ≥ q_j."""
+        self._check(self._stacks(queries, count), "queries")
+
+    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Buffer, count: int) -> list[bytes]:
+        """For each query (blocks, P, B) uint32, little-endian. Queries and index have been checked before."""
+        out = np.empty((count, blocks, self._primes, self._rows), np.uint32)
+        stacks = self._mapped(index)[first_block : first_block + blocks]
+        self._kernel.answer(stacks, self._stacks(queries, count), out)
+        return [answers.tobytes() for answers in out]
+
+    def forget(self, index: IndexFile) -> None:
+        """Drops the mapping; running calls keep theirs until they end."""
+        with self._lock:
+            self._maps.pop(index.path, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._maps.clear()
+
+    def _stacks(self, queries: Buffer, count: int) -> NDArray[np.uint32]:
+        if len(queries) != count * self.query_bytes:
+            raise ResidueError(f"queries: got {len(queries)} bytes, expected {count * self.query_bytes} for {count}")
+        return np.frombuffer(queries, "<u4").reshape(count, *self._block_shape)
+
+    def _mapped(self, index: IndexFile) -> NDArray[np.uint32]:
+        if index.length_bytes != index.blocks * self.index_bytes_per_block:
+            raise ResidueError(
+                f"index: got {index.length_bytes} bytes, expected "
+                f"{index.blocks * self.index_bytes_per_block} for {index.blocks} blocks"
+            )
+        with self._lock:
+            mapped = self._maps.get(index.path)
+            if mapped is None:
+                shape = (index.blocks, *self._block_shape)
+                memory = np.memmap(index.path, "<u4", "r", index.offset_bytes, shape)
+                mapped = self._maps[index.path] = memory.view(np.ndarray)
+            return mapped
+
+    def _check(self, stacks: NDArray[np.uint32], what: str) -> None:
+        position = self._kernel.first_noncanonical(stacks.reshape(len(stacks), self._primes, -1))
+        if position >= 0:
+            raise ResidueError(f"{what}: got a residue that is not canonical, word {position}")

@@ -1,0 +1,70 @@
+// _answer: all that a server needs. It multiplies and adds residues, and holds no key of any kind.
+#include "answer_kernel.hpp"
+#include "binding.hpp"
+
+namespace he {
+namespace {
+
+const std::vector<Target<AnswerOps>>& targets() {
+  static const auto found = runnable<AnswerOps>({
+#if defined(__x86_64__)
+      {"avx512", &answer_avx512},
+      {"avx2", &answer_avx2},
+#elif defined(__aarch64__)
+      {"neon", &answer_neon},
+#endif
+      {"portable", &answer_portable},
+  });
+  return found;
+}
+
+class AnswerKernel {
+ public:
+  AnswerKernel(int64_t log_n, const std::vector<int64_t>& primes, int64_t stride, int64_t planes,
+               const std::string& target)
+      : target_(choose(targets(), target)) {
+    for (const uint32_t q : checked_primes(log_n, primes, stride, planes)) moduli_.push_back(make_modulus(q));
+    layout_ = {size_t{1} << log_n, static_cast<size_t>(stride), static_cast<size_t>(planes), moduli_.size(),
+               moduli_.data()};
+  }
+  AnswerKernel(const AnswerKernel&) = delete;
+
+  const std::string& target() const { return target_.name; }
+
+  void answer(nb::handle blocks, nb::handle queries, nb::handle out) const {
+    const size_t tiles = layout_.degree / kTile;
+    const Array<const uint32_t> b(blocks, "blocks", {"K", layout_.primes, tiles, layout_.planes, kTile});
+    const Array<const uint32_t> c(queries, "queries", {"Q", layout_.primes, tiles, layout_.planes, kTile});
+    const Array<uint32_t> t(out, "out",
+                            {c.shape(0), b.shape(0), layout_.primes, layout_.degree / layout_.stride});
+    const nb::gil_scoped_release unlocked;
+    target_.ops->answer(layout_, b.data(), b.shape(0), c.data(), c.shape(0), t.data());
+  }
+
+  ptrdiff_t first_noncanonical(nb::handle words) const {
+    const Array<const uint32_t> w(words, "words", {"K", layout_.primes, "M"});
+    const nb::gil_scoped_release unlocked;
+    return target_.ops->first_noncanonical(layout_, w.data(), w.shape(0), w.shape(2));
+  }
+
+ private:
+  Target<AnswerOps> target_;
+  std::vector<Modulus> moduli_;
+  Layout layout_{};
+};
+
+}  // namespace
+}  // namespace he
+
+NB_MODULE(_answer, m) {
+  using namespace nb::literals;
+  namespace nb = nanobind;
+  m.doc() = "The server's kernel: sums of products of residues.";
+  m.def("targets", [] { return he::names(he::targets()); }, "Instruction sets that this CPU can run, best first.");
+  nb::class_<he::AnswerKernel>(m, "AnswerKernel")
+      .def(nb::init<int64_t, const std::vector<int64_t>&, int64_t, int64_t, const std::string&>(), "log_n"_a,
+           "primes"_a, "stride"_a, "planes"_a, "target"_a = "")
+      .def_prop_ro("target", &he::AnswerKernel::target)
+      .def("answer", &he::AnswerKernel::answer, "blocks"_a, "queries"_a, "out"_a)
+      .def("first_noncanonical", &he::AnswerKernel::first_noncanonical, "words"_a);
+}

@@ -1,0 +1,162 @@
+// The multiply-accumulate over stacks: for every block and query, fold(sum_i b_i * c_i) mod q_p.
+//
+// A stack is [prime][tile][plane][16 coefficients], so one tile of a block is I consecutive cache lines, and the
+// g/16 tiles that share a score position (g >= 16) are consecutive too: a *run* of lines with one accumulator.
+// One pass reads every block once, in order: memory bandwidth is the limit. Nothing is reduced mod q inside a run:
+//
+//   products     b*c <= (q-1)^2 <= (2^31-2)^2 = 2^62 - 2^33 + 4
+//   accumulator  four of them <= 2^64 - 2^35 + 16, and a carry-in below 2^32 still fits a uint64
+//   carry        every fourth line: high += acc >> 32, acc &= 2^32 - 1
+//   fold         the slots of one score are added as (acc, high) pairs, and only that sum is reduced:
+//                high <= (planes*g/4 + g) * 2^32 < 2^58, as planes <= 2^16 and g <= 2^11 (binding.hpp)
+#pragma once
+
+#include "modular.hpp"
+#include "simd.hpp"
+
+namespace he {
+namespace {
+
+constexpr int kVectors = static_cast<int>(kTile) / Vector::lanes;  // vectors in a tile
+#if defined(HE_TARGET_AVX512)
+constexpr int kGroup = 4;  // blocks that share each load of the query; bounded by the number of registers
+#else
+constexpr int kGroup = 2;
+#endif
+constexpr size_t kPrefetch = 256;  // words: 1 KiB ahead, across the page boundary where hardware stops
+constexpr size_t kShare = 8;       // blocks that stay in the first-level cache while several queries pass
+
+template <int G>
+struct Size {
+  static constexpr int value = G;
+};
+
+// Sums of 64-bit products of one tile: the value of a slot is high * 2^32 + acc.
+struct TileSum {
+  Wide<Vector> acc[kVectors];
+  Wide<Vector> high[kVectors];
+
+  HE_INLINE void clear() {
+    for (int u = 0; u < kVectors; ++u) {
+      acc[u] = {Vector::zero(), Vector::zero()};
+      high[u] = {Vector::zero(), Vector::zero()};
+    }
+  }
+  HE_INLINE void carry() {
+    for (int u = 0; u < kVectors; ++u) {
+      high[u] = {add64(high[u].first, high64(acc[u].first)), add64(high[u].second, high64(acc[u].second))};
+      acc[u] = {low64(acc[u].first), low64(acc[u].second)};
+    }
+  }
+  // All 16 slots are one score.
+  HE_INLINE uint32_t total(const Modulus& m) const {
+    Vector low = Vector::zero(), top = Vector::zero();
+    for (int u = 0; u < kVectors; ++u) {
+      low = add64(low, add64(acc[u].first, acc[u].second));
+      top = add64(top, add64(high[u].first, high[u].second));
+    }
+    return reduce_wide(sum64(low), sum64(top), m);
+  }
+  // 16/stride scores, stride < 16: only here does the order of the lanes matter.
+  inline void scores(const Modulus& m, size_t stride, uint32_t* out) const {
+    constexpr int words = Vector::lanes / 2;
+    uint64_t lanes[2][words], low[kTile], top[kTile];
+    for (int u = 0; u < kVectors; ++u) {
+      const auto spread = [&](const Wide<Vector>& sums, uint64_t* slots) {
+        store(lanes[0], sums.first);
+        store(lanes[1], sums.second);
+        for (int half = 0; half < 2; ++half)
+          for (int w = 0; w < words; ++w) slots[u * Vector::lanes + Vector::slot(half, w)] = lanes[half][w];
+      };
+      spread(acc[u], low);
+      spread(high[u], top);
+    }
+    for (size_t first = 0; first < kTile; first += stride) {
+      uint64_t sum_low = 0, sum_top = 0;
+      for (size_t j = first; j < first + stride; ++j) {
+        sum_low += low[j];
+        sum_top += top[j];
+      }
+      *out++ = reduce_wide(sum_low, sum_top, m);
+    }
+  }
+};
+
+// One line of the query times one line of each of G blocks.
+template <int G>
+HE_INLINE void multiply_line(TileSum (&sums)[G], const uint32_t* const (&blocks)[G], const uint32_t* query,
+                             size_t offset) {
+  for (int u = 0; u < kVectors; ++u) {
+    const Vector c = Vector::load(query + offset + u * Vector::lanes);
+    const Vector odd_c = odd(c);
+    for (int b = 0; b < G; ++b)
+      sums[b].acc[u] =
+          mul_add(sums[b].acc[u], Vector::load(blocks[b] + offset + u * Vector::lanes), c, odd_c);
+  }
+}
+
+// One run of `lines` lines, G blocks, one query. out[b] receives the scores of block b.
+template <int G>
+inline void dot_run(const uint32_t* const (&blocks)[G], const uint32_t* query, size_t lines, size_t stride,
+                    const Modulus& m, uint32_t* const (&out)[G]) {
+  TileSum sums[G];
+  for (int b = 0; b < G; ++b) sums[b].clear();
+  size_t line = 0;
+  for (; line + 4 <= lines; line += 4) {
+    for (size_t next = 0; next < 4; ++next) {
+      for (int b = 0; b < G; ++b) prefetch(blocks[b] + (line + next) * kTile + kPrefetch);
+      multiply_line<G>(sums, blocks, query, (line + next) * kTile);
+    }
+    for (int b = 0; b < G; ++b) sums[b].carry();
+  }
+  for (; line < lines; ++line) multiply_line<G>(sums, blocks, query, line * kTile);
+  for (int b = 0; b < G; ++b) {
+    sums[b].carry();
+    if (stride >= kTile)
+      *out[b] = sums[b].total(m);
+    else
+      sums[b].scores(m, stride, out[b]);
+  }
+}
+
+// blocks (K, stack) x queries (Q, stack) -> out (Q, K, P, N/stride).
+inline void dot(const Layout& layout, size_t stride, const uint32_t* blocks, size_t block_count,
+                const uint32_t* queries, size_t query_count, uint32_t* out) {
+  const size_t tiles = stride > kTile ? stride / kTile : 1;  // tiles in a run
+  const size_t width = stride < kTile ? kTile / stride : 1;  // scores in a run
+  const size_t lines = tiles * layout.planes;
+  const size_t rows = layout.degree / stride, runs = rows / width;
+  const size_t block_words = layout.primes * layout.degree * layout.planes;
+  const size_t score_words = layout.primes * rows;
+  const size_t share = query_count > 1 ? kShare : kGroup;
+
+  for (size_t start = 0; start < block_count; start += share) {
+    const size_t stop = start + share < block_count ? start + share : block_count;
+    for (size_t p = 0; p < layout.primes; ++p) {
+      for (size_t run = 0; run < runs; ++run) {
+        const size_t offset = (p * runs + run) * lines * kTile;
+        const size_t score = p * rows + run * width;
+        for (size_t a = 0; a < query_count; ++a) {
+          const uint32_t* query = queries + a * block_words + offset;
+          uint32_t* scores = out + a * block_count * score_words + score;
+          const auto group = [&](auto size, size_t k) {
+            constexpr int G = decltype(size)::value;
+            const uint32_t* inputs[G];
+            uint32_t* outputs[G];
+            for (int b = 0; b < G; ++b) {
+              inputs[b] = blocks + (k + b) * block_words + offset;
+              outputs[b] = scores + (k + b) * score_words;
+            }
+            dot_run<G>(inputs, query, lines, stride, layout.moduli[p], outputs);
+          };
+          size_t k = start;
+          for (; k + kGroup <= stop; k += kGroup) group(Size<kGroup>{}, k);
+          for (; k < stop; ++k) group(Size<1>{}, k);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace he

@@ -1,0 +1,231 @@
+"""The nine methods of hesearch.v1 as plain Python: protobuf messages in and out, errors raised, no network.
+
+he_server.grpc_server offers a Service on a port; a client that embeds the server calls it directly. Every
+message's format version, name, digest and lengths are checked before anything is read or computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+
+from he_engine.engine import ServerEngine
+from he_engine.errors import FormatVersionError, InvalidInput
+from he_server import answering, segment_file
+from he_server.catalogue import CollectionRecord
+from he_server.checks import Checks, chunks_after, first_header
+from he_server.config import ServerConfig
+from he_server.engines import EngineMaker, Engines, engine_maker
+from he_server.store import Store
+
+
+class CallContext(Protocol):
+    """What a method may ask about its call; grpc.ServicerContext is one."""
+
+    def is_active(self) -> bool:
+        """False once the caller has gone or the deadline has passed."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline; None without one."""
+
+
+class LocalCall:
+    """The context of a call within the process: never cancelled."""
+
+    def is_active(self) -> bool:
+        return True
+
+    def time_remaining(self) -> float | None:
+        return None
+
+
+class Service:
+    """One open data folder, its engines and its threads. Thread-safe; `close` it, or use it as a context manager.
+
+    Raises what Store raises when it opens a folder. All methods raise HesearchErrors only, unless something is
+    broken.
+    """
+
+    def __init__(self, config: ServerConfig, make_engine: EngineMaker | None = None) -> None:
+        self.config = config
+        self._checks = Checks(config)
+        self._engines = Engines(make_engine or engine_maker(config))
+        self._store = Store(config.data, orphan_age_s=config.orphan_age_s, removed=self._engines.forget)
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
+
+    # ---- collections -----------------------------------------------------------------------------------
+    def create_collection(self, request: pb.CreateCollectionRequest, _call: CallContext) -> pb.Collection:
+        parameters = wire.parameters_from_wire(request.parameters)
+        wire.check_context(request.context, parameter_digest=parameters.digest)
+        self._checks.new_collection(request, parameters)
+        self._checks.engine(self._engines.get(parameters))
+        record = CollectionRecord(
+            name=request.context.collection,
+            collection_id=request.collection_id,
+            parameters=request.parameters.SerializeToString(deterministic=True),
+            parameter_digest=parameters.digest,
+            version=1,
+        )
+        self._store.create(record, request.sealed_manifest, self.config.max_collections)
+        return self._collection(record)
+
+    def describe_collection(self, request: pb.DescribeCollectionRequest, _call: CallContext) -> pb.Collection:
+        wire.check_format(request.format_version)
+        return self._collection(self._store.find(wire.check_name(request.collection)))
+
+    def list_collections(self, request: pb.ListCollectionsRequest, _call: CallContext) -> pb.ListCollectionsResponse:
+        wire.check_format(request.format_version)
+        return pb.ListCollectionsResponse(
+            format_version=wire.FORMAT_VERSION,
+            collections=[self._collection(record) for record in self._store.collections()],
+        )
+
+    def drop_collection(self, request: pb.DropCollectionRequest, _call: CallContext) -> pb.DropCollectionResponse:
+        record = self._find(request.context, request.collection_id)
+        self._store.drop(record)
+        return pb.DropCollectionResponse(context=request.context)
+
+    # ---- segments --------------------------------------------------------------------------------------
+    def write_segment(self, requests: Iterator[pb.WriteSegmentRequest], _call: CallContext) -> pb.WriteSegmentResponse:
+        header: pb.SegmentHeader = first_header(requests)
+        record = self._find(header.context, header.collection_id)
+        engine = self._engine(record)
+        description = self._checks.segment(header, engine)
+        response = pb.WriteSegmentResponse(context=header.context, segment_id=header.segment_id)
+        if self._store.has((record.collection_id, header.segment_id)):
+            response.existed = True
+            return response
+        with self._store.upload(description) as upload:
+            for chunk in chunks_after(requests):
+                upload.write(chunk)
+            index = upload.finish()
+            try:
+                engine.check_index(index)
+            finally:
+                engine.forget(index)
+            upload.publish()
+        return response
+
+    def read_segment_part(
+        self, request: pb.ReadSegmentPartRequest, _call: CallContext
+    ) -> Iterator[pb.ReadSegmentPartResponse]:
+        record = self._find(request.context)
+        wire.check_digest(request.segment_id, "segment_id")
+        with self._store.segment(record, request.segment_id) as snapshot:
+            (segment,) = snapshot.segments
+            part, length_bytes = self._checks.part_range(request, segment.description)
+            context: pb.Context | None = request.context
+            for chunk in segment_file.read_part(segment.path, part, request.offset_bytes, length_bytes):
+                yield pb.ReadSegmentPartResponse(context=context, chunk=chunk)
+                context = None
+            if context:
+                yield pb.ReadSegmentPartResponse(context=context)
+
+    # ---- the manifest ----------------------------------------------------------------------------------
+    def commit_manifest(self, request: pb.CommitManifestRequest, _call: CallContext) -> pb.CommitManifestResponse:
+        record = self._find(request.context, request.collection_id)
+        self._checks.manifest(request.sealed_manifest)
+        self._checks.live_segments(request.live_segments)
+        version = self._store.commit(
+            record, request.expected_version, request.sealed_manifest, list(request.live_segments)
+        )
+        return pb.CommitManifestResponse(context=request.context, version=version)
+
+    def read_manifest(self, request: pb.ReadManifestRequest, _call: CallContext) -> pb.ReadManifestResponse:
+        wire.check_context(request.context)
+        record, sealed, live = self._store.manifest(request.context.collection)
+        wire.check_context(request.context, parameter_digest=record.parameter_digest)
+        return pb.ReadManifestResponse(
+            context=request.context,
+            collection_id=record.collection_id,
+            version=record.version,
+            sealed_manifest=sealed,
+            live_segments=live,
+        )
+
+    # ---- answering -------------------------------------------------------------------------------------
+    def answer(self, requests: Iterator[pb.AnswerRequest], call: CallContext) -> Iterator[pb.AnswerResponse]:
+        header: pb.AnswerHeader = first_header(requests)
+        record = self._find(header.context, header.collection_id)
+        engine = self._engine(record)
+        expected_bytes = self._checks.queries(header, engine)
+        self._store.snapshot(record, header.version).close()  # a stale version is refused before the upload
+        queries = self._received(requests, expected_bytes)
+        engine.check_queries(queries, header.queries)
+        with self._store.snapshot(record, header.version) as snapshot:
+            for piece in answering.answer(
+                engine,
+                snapshot.segments,
+                queries,
+                header.queries,
+                pool=self._pool,
+                threads=self.config.threads,
+                active=call.is_active,
+            ):
+                yield pb.AnswerResponse(
+                    context=header.context,
+                    segment_id=piece.unit.segment.description.segment_id,
+                    query=piece.query,
+                    first_block=piece.unit.first_block,
+                    blocks=piece.unit.blocks,
+                    residues=piece.answers,
+                )
+
+    @staticmethod
+    def _received(requests: Iterator[pb.AnswerRequest], expected_bytes: int) -> bytes:
+        """The ciphertexts; memory grows only as they come."""
+        received = bytearray()
+        for chunk in chunks_after(requests):
+            received += chunk
+            if len(received) > expected_bytes:
+                raise InvalidInput(f"queries: got more than {expected_bytes} bytes, which is what was announced")
+        if len(received) < expected_bytes:
+            raise InvalidInput(f"queries: got {len(received)} bytes, expected {expected_bytes}")
+        return bytes(received)
+
+    # ---- common ----------------------------------------------------------------------------------------
+    def _find(self, context: pb.Context, collection_id: bytes | None = None) -> CollectionRecord:
+        """The collection that a message means. Raises InvalidInput, NotFound or FormatVersionError."""
+        wire.check_context(context)
+        if collection_id is not None:
+            wire.check_collection_id(collection_id)
+        record = self._store.find(context.collection, collection_id)
+        wire.check_context(context, parameter_digest=record.parameter_digest)
+        return record
+
+    def _engine(self, record: CollectionRecord) -> ServerEngine:
+        parameters = wire.parameters_from_wire(pb.Parameters.FromString(record.parameters))
+        if parameters.digest != record.parameter_digest:
+            raise FormatVersionError(
+                f"parameters: those of collection {record.name!r} were derived by another version of the engine"
+            )
+        return self._engines.get(parameters)
+
+    def _collection(self, record: CollectionRecord) -> pb.Collection:
+        totals = self._store.totals(record)
+        return pb.Collection(
+            context=wire.context(record.name, record.parameter_digest),
+            collection_id=record.collection_id,
+            parameters=pb.Parameters.FromString(record.parameters),
+            version=record.version,
+            segments=totals.segments,
+            blocks=totals.blocks,
+            stored_bytes=totals.stored_bytes,
+            index_bytes=totals.index_bytes,
+        )
+
+    def close(self) -> None:
+        """Waits for the units that are running. Calls still under way then fail."""
+        self._pool.shutdown(cancel_futures=True)
+        self._engines.close()
+        self._store.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
