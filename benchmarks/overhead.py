@@ -108,9 +108,7 @@ def tenseal_peers(data: F32, queries: F32) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     data, queries = make_data(arguments.rows, arguments.dim)
     with tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder:
-        subject = Subject(
-            Path(folder), data, arguments.engine, arguments.profile, arguments.stride, arguments.threads
-        )
+        subject = Subject(Path(folder), data, arguments.engine, arguments.profile, arguments.stride, arguments.threads)
         figures = check(subject, data, queries)
         query = subject.client.query(queries[0].astype(np.float64))
         answer = subject.answer(query)
@@ -138,9 +136,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "arguments": {k: v for k, v in vars(arguments).items() if k != "json"},
         "read_bandwidth_gb_s": read_bandwidth_gb_s(),
         "server_gb_s": subject.index.length_bytes / server / 1e9,
-        "times_s": {
-            name: {"median": t.median_s, "min": t.minimum_s, "max": t.maximum_s} for name, t in times.items()
-        },
+        "times_s": {name: {"median": t.median_s, "min": t.minimum_s, "max": t.maximum_s} for name, t in times.items()},
         "ratio_server_vs_faiss": server / times["faiss"].median_s if "faiss" in times else None,
         "ratio_server_vs_best_plaintext": server / best,
         "ratio_tenseal_vs_hint": against(tenseal.get("per_row_s_per_row")),

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from he_client.engines import choose_parameters, generate_state, make_engine
 from numpy.typing import NDArray
 
-from he_client.engines import choose_parameters, generate_state, make_engine
 from he_engine.engine import ClientEngine, IndexFile, ServerEngine
 from he_engine.keys import RootKey
 from he_engine.params import Parameters
@@ -23,7 +23,13 @@ class Subject:
     """One engine, loaded with rows; `answer` is exactly what a server does for one query."""
 
     def __init__(
-        self, folder: Path, rows: NDArray[np.float32], engine: str, profile: str | None, stride: int | None, threads: int
+        self,
+        folder: Path,
+        rows: NDArray[np.float32],
+        engine: str,
+        profile: str | None,
+        stride: int | None,
+        threads: int,
     ) -> None:
         self.parameters = choose_parameters(engine, profile, rows.shape[1], stride)
         state = generate_state(self.parameters)

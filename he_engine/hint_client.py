@@ -19,14 +19,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from he_engine.kernels._answer import AnswerKernel
-from he_engine.kernels._client import ClientKernel
 from numpy.typing import NDArray
 
 from he_engine import verify
 from he_engine.encoding import Encoding
 from he_engine.engine import Buffer, EncryptedRows
 from he_engine.errors import DimensionError, ResidueError, SecretReuseError, TamperedAnswerError
+from he_engine.kernels._answer import AnswerKernel
+from he_engine.kernels._client import ClientKernel
 from he_engine.keys import RootKey, Secret
 from he_engine.params import TILE, Parameters
 from he_engine.public import expand_public, keystream

@@ -88,6 +88,11 @@ class TensealClient(Secret):
         return self._dim * CIPHERTEXT_BYTES
 
     @property
+    def query_bytes(self) -> int:
+        """32,832·d."""
+        return self._dim * CIPHERTEXT_BYTES
+
+    @property
     def answer_bytes_per_block(self) -> int:
         """98,304."""
         return ANSWER_BYTES
@@ -155,8 +160,8 @@ class TensealClient(Secret):
         Every length and residue of every answer is checked before any is decrypted: ResidueError. A score that no
         admitted vectors have raises WrongKeyError: the answer is for another key, or was altered.
         """
-        if len(query.ciphertext) != self.index_bytes_per_block:
-            raise DimensionError(f"query: got {len(query.ciphertext)} bytes, expected {self.index_bytes_per_block}")
+        if len(query.ciphertext) != self.query_bytes:
+            raise DimensionError(f"query: got {len(query.ciphertext)} bytes, expected {self.query_bytes}")
         for number, (segment, answer) in enumerate(zip(segments, answers, strict=True)):
             name = f"answer {number}"
             check_residues(words(answer, segment.blocks * ANSWER_BYTES, name), name)

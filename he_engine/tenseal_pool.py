@@ -37,6 +37,7 @@ class Worker:
         self.lock = threading.Lock()
         self._arguments = (str(dim), str(cache_bytes))
         self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -45,7 +46,9 @@ class Worker:
         return running[0].pid if running else None
 
     def send(self, request: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Starts the process where there is none. Raises OSError when it is gone."""
+        """Starts the process where there is none. Raises OSError when it is gone, Unavailable after `close`."""
+        if self._closed:
+            raise Unavailable("the engine is closed")
         if self._running is None:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -72,13 +75,17 @@ class Worker:
             return kind(text)
         return Unavailable(f"a tenseal worker met {name}")
 
-    def interrupt(self) -> None:
-        """Make `receive` return in whichever thread waits there."""
+    def close(self) -> None:
+        """End the process for good; whichever thread waits in `receive` meets EOFError. Takes the lock itself."""
+        self._closed = True
         if running := self._running:
             with contextlib.suppress(OSError):
                 running[1].shutdown(socket.SHUT_RDWR)
+        with self.lock:
+            self.stop()
 
     def stop(self) -> None:
+        """End the process; the next `send` starts another."""
         if self._running is not None:
             process, connection = self._running
             self._running = None

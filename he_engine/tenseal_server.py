@@ -44,7 +44,6 @@ class TensealServer:
             raise MissingExtra(INSTALL)
         self._workers = [Worker(dim, cache_bytes // workers) for _ in range(workers)]
         self._queries = QueryFiles()
-        self._closed = False
 
     @property
     def query_bytes(self) -> int:
@@ -105,8 +104,6 @@ class TensealServer:
         self._check_length(queries, count)
         if first_block < 0 or blocks < 1 or first_block + blocks > index.blocks:
             raise InvalidInput(f"blocks: got {first_block} + {blocks}, expected a range within {index.blocks}")
-        if self._closed:
-            raise Unavailable("the engine is closed")
         numbers = np.arange(first_block, first_block + blocks)
         owners = (zlib.crc32(_prefix(index).encode()) + numbers) % len(self._workers)
         busy = sorted(set(owners.tolist()))
@@ -133,15 +130,13 @@ class TensealServer:
     def forget(self, index: IndexFile) -> None:
         """Drop the parsed blocks of a segment. Waits for answers under way."""
         running = [worker for worker in self._workers if worker.pid is not None]
-        ask(running, [{"forget": _prefix(index)}] * len(running), [0] * len(running))
+        with contextlib.suppress(Unavailable):  # a dead worker has forgotten
+            ask(running, [{"forget": _prefix(index)}] * len(running), [0] * len(running))
 
     def close(self) -> None:
         """End the workers; answers under way raise Unavailable."""
-        self._closed = True
         for worker in self._workers:
-            worker.interrupt()
-            with worker.lock:
-                worker.stop()
+            worker.close()
         self._queries.close()
 
 

@@ -22,7 +22,9 @@ def integer_scores(p: Parameters, rows: np.ndarray, vector: np.ndarray) -> np.nd
 
 
 @pytest.mark.parametrize("target", targets())
-@pytest.mark.parametrize(("dim", "stride", "n"), [(512, None, 200), (256, None, 300), (7, 1, 10), (100, 8, 600), (33, 256, 40)])
+@pytest.mark.parametrize(
+    ("dim", "stride", "n"), [(512, None, 200), (256, None, 300), (7, 1, 10), (100, 8, 600), (33, 256, 40)]
+)
 def test_exact_equals_the_integer_search(
     tmp_path: Path, rng: np.random.Generator, target: str, dim: int, stride: int | None, n: int
 ) -> None:
@@ -58,7 +60,14 @@ def test_ten_million_exact_scores(tmp_path: Path, rng: np.random.Generator) -> N
 
 @pytest.mark.parametrize(
     ("profile", "dim", "stride"),
-    [("compact", 512, 16), ("compact", 128, 1), ("compact", 384, 8), ("precise", 256, 16), ("precise", 512, 32), ("precise", 64, 1)],
+    [
+        ("compact", 512, 16),
+        ("compact", 128, 1),
+        ("compact", 384, 8),
+        ("precise", 256, 16),
+        ("precise", 512, 32),
+        ("precise", 64, 1),
+    ],
 )
 def test_score_error_is_as_derived(
     tmp_path: Path, rng: np.random.Generator, profile: str, dim: int, stride: int
@@ -97,7 +106,11 @@ def test_a_changed_answer_is_seen_before_decryption(
         raise AssertionError("decrypted before it was verified")
 
     monkeypatch.setattr(both.client, "_recover_one", never)
-    lies = [np.zeros_like(words), words[::-1].copy(), np.frombuffer(both.answer(other, index), "<u4").reshape(words.shape)]
+    lies = [
+        np.zeros_like(words),
+        words[::-1].copy(),
+        np.frombuffer(both.answer(other, index), "<u4").reshape(words.shape),
+    ]
     for _ in range(300):
         lie = words.copy()
         k, p, r = (int(rng.integers(0, size)) for size in words.shape)
@@ -142,7 +155,9 @@ def test_forging_succeeds_with_the_fingerprint(tmp_path: Path, rng: np.random.Ge
     from he_engine import verify
 
     p = both.parameters
-    w = verify.weights(both.client._key, both.client._kernel, p, bytes(16), segment.seed, segment.fingerprint.salt, 0, 1)
+    w = verify.weights(
+        both.client._key, both.client._kernel, p, bytes(16), segment.seed, segment.fingerprint.salt, 0, 1
+    )
     q = p.ring.primes[0]
     # four unknown changes, three linear equations mod q: one solution is enough
     a = [[int(w[0, c, 0, r]) for r in range(4)] for c in range(3)]

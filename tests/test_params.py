@@ -59,7 +59,14 @@ def test_digest_is_stable() -> None:
 
 @pytest.mark.parametrize(
     ("profile", "dim", "stride"),
-    [("exact", 0, None), ("exact", 16385, None), ("exact", 8, 3), ("exact", 8, 512), ("compact", 8, 256), ("best", 8, None)],
+    [
+        ("exact", 0, None),
+        ("exact", 16385, None),
+        ("exact", 8, 3),
+        ("exact", 8, 512),
+        ("compact", 8, 256),
+        ("best", 8, None),
+    ],
 )
 def test_bad_parameters(profile: str, dim: int, stride: int | None) -> None:
     with pytest.raises(ParameterError, match=r"got .* expected"):

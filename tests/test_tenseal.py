@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from he_engine.engine import MAX_QUERIES, ClientEngine, EncryptedRows, IndexFile, ServerEngine
+from he_engine.engine import MAX_QUERIES, Buffer, ClientEngine, EncryptedRows, IndexFile, ServerEngine
 from he_engine.errors import (
     DimensionError,
     InvalidInput,
@@ -83,14 +83,16 @@ def stored(folder: Path, encrypted: EncryptedRows) -> IndexFile:
     return IndexFile(path, OFFSET, len(encrypted.index), encrypted.blocks)
 
 
-def sources(buffer: bytes | bytearray, name: str, dim: int = DIM) -> list[Source]:
+def sources(buffer: Buffer, name: str, dim: int = DIM) -> list[Source]:
     """One for each block or query in the buffer."""
 
+    view = memoryview(buffer)
+
     def reader(start: int) -> Callable[[int], bytes]:
-        return lambda j: bytes(buffer[start + j * CIPHERTEXT_BYTES : start + (j + 1) * CIPHERTEXT_BYTES])
+        return lambda j: bytes(view[start + j * CIPHERTEXT_BYTES : start + (j + 1) * CIPHERTEXT_BYTES])
 
     step = dim * CIPHERTEXT_BYTES
-    return [Source(f"{name}{start}", reader(start)) for start in range(0, len(buffer), step)]
+    return [Source(f"{name}{start}", reader(start)) for start in range(0, len(view), step)]
 
 
 # ---- right ---------------------------------------------------------------------------------------------------
@@ -192,8 +194,8 @@ def test_protocols(client: TensealClient, server: TensealServer) -> None:
     c: ClientEngine = client
     s: ServerEngine = server
     assert c.answer_bytes_per_block == s.answer_bytes_per_block == ANSWER_BYTES == 98_304
-    assert s.query_bytes == s.index_bytes_per_block == client.index_bytes_per_block == 32_832 * DIM
-    assert client.rows_per_block == server.rows_per_block == 4096
+    assert c.query_bytes == s.query_bytes == s.index_bytes_per_block == c.index_bytes_per_block == 32_832 * DIM
+    assert c.rows_per_block == server.rows_per_block == 4096
 
 
 # ---- strict --------------------------------------------------------------------------------------------------

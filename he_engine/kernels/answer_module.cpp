@@ -57,8 +57,8 @@ class AnswerKernel {
 }  // namespace he
 
 NB_MODULE(_answer, m) {
-  using namespace nb::literals;
   namespace nb = nanobind;
+  using namespace nb::literals;
   m.doc() = "The server's kernel: sums of products of residues.";
   m.def("targets", [] { return he::names(he::targets()); }, "Instruction sets that this CPU can run, best first.");
   nb::class_<he::AnswerKernel>(m, "AnswerKernel")

@@ -2,9 +2,22 @@
 #pragma once
 
 #include "modular.hpp"
-#include "ntt.hpp"
 
 namespace he {
+
+// w and floor(w * 2^32 / q).
+struct Factor {
+  uint32_t value, shoup;
+};
+
+// One prime, one size, one direction. Public.
+struct Twiddles {
+  uint32_t size;
+  bool narrow;            // made for Narrow, as size < 2 * Vector::lanes
+  const Factor* factors;  // [k] = psi^brv(k), or psi^-brv(k) for the inverse
+  const uint32_t* tail;   // per pair of vectors, per stage: L words of w, L words of its companion
+  Factor scale;           // inverse only: 1/N
+};
 
 struct Ring {
   Layout layout;

@@ -215,8 +215,8 @@ class ClientKernel {
 }  // namespace he
 
 NB_MODULE(_client, m) {
-  using namespace nb::literals;
   namespace nb = nanobind;
+  using namespace nb::literals;
   using Kernel = he::ClientKernel;
   m.doc() = "The key holder's kernels: encryption, sums for verification, recovery.";
   m.def("targets", [] { return he::names(he::targets()); }, "Instruction sets that this CPU can run, best first.");

@@ -3,6 +3,7 @@
 
 #include "client_kernel.hpp"
 #include "dot.hpp"
+#include "ntt.hpp"
 #include "sampling.hpp"
 
 namespace he {

@@ -95,7 +95,7 @@ def _unit(vectors: Any) -> F32:
     out: F32 = np.ascontiguousarray(vectors, np.float32)
     norms = np.linalg.norm(out, axis=1, keepdims=True)
     _require_words((norms[:, 0] > 0).tolist())
-    return out / norms
+    return np.asarray(out / norms, np.float32)
 
 
 def _require_words(has_words: Sequence[bool]) -> None:

@@ -50,6 +50,7 @@ class SampleRecord:
     recall_at_10: float
     hit_at_1: float
     hit_at_10: float
+    plaintext_recall_at_10: float  #: of FAISS, against the same reference: 1, or its rounding
     plaintext_hit_at_1: float
     plaintext_hit_at_10: float
     encrypted_s: float  #: all of them, client and server, in batches

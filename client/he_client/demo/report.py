@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import sys
 import textwrap
@@ -32,11 +33,11 @@ def done(text: str) -> None:
 
 def command(words: Sequence[str]) -> None:
     """A command line, on a line of its own however long, so that it can be copied."""
-    print("         " + " ".join(words), flush=True)
+    print("      $ " + shlex.join(words), flush=True)
 
 
-def question(number: int, record: QueryRecord) -> None:
-    """The hits of one question, and what the server saw of it."""
+def question(number: int, record: QueryRecord, wanted: int) -> None:
+    """The hits of one question, and what the server saw of it. wanted: 10, or fewer where there are fewer rows."""
     print(f'\nQuestion {number}: "{clip(record.text, WIDTH - 14)}"')
     print("       score  plaintext  diagnosis")
     for rank, hit in enumerate(record.hits, 1):
@@ -49,22 +50,18 @@ def question(number: int, record: QueryRecord) -> None:
     client_s = record.encrypt_s + record.recover_s
     say(
         f"{seconds(record.server_s)} at the server and {seconds(client_s)} here; in plaintext "
-        f"{seconds(record.plaintext_s)}. {round(record.recall_at_10 * RECALL_K)} of its {RECALL_K} best hits "
-        f"are those of the plaintext search.",
+        f"{seconds(record.plaintext_s)}. Of its best {wanted} hits, {round(record.recall_at_10 * wanted)} are among "
+        f"the plaintext search's best {wanted}.",
         "  ",
     )
 
 
 def table(record: DemoRecord) -> None:
     """Encrypted beside plaintext."""
-
-    def median(values: Sequence[float]) -> float:
-        return statistics.median(values)
-
     queries = record.queries
-    server = median([q.server_s for q in queries])
-    client = median([q.encrypt_s + q.recover_s for q in queries])
-    plaintext = median([q.plaintext_s for q in queries])
+    server = statistics.median(q.server_s for q in queries)
+    client = statistics.median(q.encrypt_s + q.recover_s for q in queries)
+    plaintext = statistics.median(q.plaintext_s for q in queries)
     sent = queries[0].query_bytes
     received = queries[0].answer_bytes
     index, plain_index = record.insert.index_bytes, record.insert.plaintext_index_bytes
@@ -78,15 +75,15 @@ def table(record: DemoRecord) -> None:
     _line("the server can read", "nothing", "everything")
     sample = record.sample
     if sample is not None:
-        _line("recall@10", f"{sample.recall_at_10:.4f}", "1.0000")
+        _line("recall@10", f"{sample.recall_at_10:.4f}", f"{sample.plaintext_recall_at_10:.4f}")
         _line("right answer first (hit@1)", f"{sample.hit_at_1:.1%}", f"{sample.plaintext_hit_at_1:.1%}")
         _line("right answer in ten (hit@10)", f"{sample.hit_at_10:.1%}", f"{sample.plaintext_hit_at_10:.1%}")
         _line("all of the sample", seconds(sample.encrypted_s), seconds(sample.plaintext_s))
     print()
     say(
         f"Times of one question are medians of {len(queries)}. The encrypted server time contains the connection; "
-        "the plaintext search is a call in this process. Recall counts ties: a row as close as the plaintext "
-        "search's tenth is a hit."
+        "the plaintext search is a call in this process. Recall counts ties: a row as close as the tenth best is a "
+        "hit. What the server does learn: sizes, times, and how many questions there are."
     )
 
 

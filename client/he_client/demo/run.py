@@ -22,27 +22,17 @@ from numpy.typing import NDArray
 from he_client.client import Client
 from he_client.collection import Collection
 from he_client.demo import report
-from he_client.demo.catalogue import Catalogue, load_catalogue
+from he_client.demo.ask import Data, ask, ask_sample, first_search
+from he_client.demo.catalogue import load_catalogue
 from he_client.demo.encoders import Encoder, load_encoder
 from he_client.demo.plaintext import PlaintextSearch
-from he_client.demo.recall import hit_share, inner_products, recall
-from he_client.demo.record import (
-    RECALL_K,
-    DemoRecord,
-    HitRecord,
-    InsertRecord,
-    QueryRecord,
-    SampleRecord,
-)
+from he_client.demo.record import RECALL_K, DemoRecord, InsertRecord
 from he_client.demo.server_process import ServerProcess
 from he_client.keys import CollectionKey
 from he_client.progress import progress_bar
 
 F32 = NDArray[np.float32]
 
-SAMPLE = 200  #: inclusion terms
-SAMPLE_SEED = 1
-BATCH = 20  #: queries in one call, for the sample
 EMBED_CHUNK = 4096  #: titles between two moves of the bar
 NAME = "diagnoses"
 
@@ -57,18 +47,6 @@ class DemoOptions:
     profile: str
     encoder: str
     threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """What the owner has, in the clear."""
-
-    catalogue: Catalogue
-    encoder: Encoder
-    vectors: F32  #: (n, d)
-    questions: F32  #: (number of questions, d)
-    catalogue_s: float
-    embed_s: float
 
 
 def run_demo(options: DemoOptions) -> DemoRecord:
@@ -100,13 +78,13 @@ def run_demo(options: DemoOptions) -> DemoRecord:
                     "asked twice looks different. The server multiplies ciphertexts; what comes back is "
                     "checked for tampering, and decrypted here.",
                 )  # fmt: skip
-                first_search_s = _first_search(collection, data)
+                first_search_s = first_search(collection, data)
                 report.done(f"first search, which warms both sides up: {report.seconds(first_search_s)}")
                 queries = []
                 for number, (text, vector) in enumerate(zip(options.questions, data.questions, strict=True), 1):
-                    queries.append(_ask(collection, data, plaintext, text, vector, options.shown))
-                    report.question(number, queries[-1])
-                sample = _ask_sample(collection, data, plaintext)
+                    queries.append(ask(collection, data, plaintext, text, vector, options.shown))
+                    report.question(number, queries[-1], min(RECALL_K, len(data.catalogue)))
+                sample = ask_sample(collection, data, plaintext)
     record = DemoRecord(
         rows=len(data.catalogue),
         dim=data.encoder.dim,
@@ -128,7 +106,7 @@ def run_demo(options: DemoOptions) -> DemoRecord:
     return record
 
 
-def _prepare(options: DemoOptions) -> _Data:
+def _prepare(options: DemoOptions) -> Data:
     """Steps 1 and 2: what happens before anything is sent."""
     report.say("hesearch demo: search real diagnoses on a server that can read none of them")
     start = time.perf_counter()
@@ -150,7 +128,7 @@ def _prepare(options: DemoOptions) -> _Data:
     vectors = _embed(encoder, catalogue.titles)
     embed_s = time.perf_counter() - start
     report.done(f"{len(vectors):,} vectors, {report.seconds(embed_s)}")
-    return _Data(catalogue, encoder, vectors, questions, catalogue_s, embed_s)
+    return Data(catalogue, encoder, vectors, questions, catalogue_s, embed_s)
 
 
 def _embed(encoder: Encoder, texts: Sequence[str]) -> F32:
@@ -162,7 +140,7 @@ def _embed(encoder: Encoder, texts: Sequence[str]) -> F32:
     return np.concatenate(parts)
 
 
-def _encrypt(client: Client, data: _Data, options: DemoOptions) -> tuple[InsertRecord, Collection]:
+def _encrypt(client: Client, data: Data, options: DemoOptions) -> tuple[InsertRecord, Collection]:
     """Steps 4 and 5. Row r gets the id r and the payload "code title"."""
     report.step(
         4, "Make a key",
@@ -170,9 +148,7 @@ def _encrypt(client: Client, data: _Data, options: DemoOptions) -> tuple[InsertR
         "who steals its disk. (CollectionKey.save keeps a key in a file, under a passphrase.)",
     )  # fmt: skip
     key = CollectionKey.generate()
-    collection = client.create_collection(
-        NAME, dim=data.encoder.dim, key=key, metric="cosine", profile=options.profile
-    )
+    collection = client.create_collection(NAME, dim=data.encoder.dim, key=key, metric="cosine", profile=options.profile)
     report.done(f"an empty collection, profile {options.profile}")
     report.step(5, "Encrypt here, upload", "Vectors, ids and titles are encrypted before they are sent.")
     titles = [f"{c} {t}" for c, t in zip(data.catalogue.codes, data.catalogue.titles, strict=True)]
@@ -194,85 +170,11 @@ def _encrypt(client: Client, data: _Data, options: DemoOptions) -> tuple[InsertR
     return insert, collection
 
 
-def _first_search(collection: Collection, data: _Data) -> float:
-    """Fetch and derive what later searches find in memory. Asks for a title, not for one of the questions."""
-    start = time.perf_counter()
-    collection.search(data.vectors[0], k=1)
-    return time.perf_counter() - start
-
-
-def _ask(
-    collection: Collection, data: _Data, plaintext: PlaintextSearch, text: str, vector: F32, shown: int
-) -> QueryRecord:
-    """One question, alone."""
-    found = collection.search(vector, k=max(shown, RECALL_K))
-    cost = collection.last_search
-    assert cost is not None
-    scores = inner_products(data.vectors, vector, [hit.id for hit in found])
-    hits = []
-    for hit, score in zip(found[:shown], scores, strict=False):
-        code, _, title = str(hit.payload).partition(" ")
-        hits.append(HitRecord(code=code, title=title, score=hit.score, plaintext_score=float(score)))
-    return QueryRecord(
-        text=text,
-        hits=hits,
-        recall_at_10=recall(data.vectors, vector[None], [[hit.id for hit in found]], RECALL_K)[0],
-        encrypt_s=cost.encrypt_s,
-        server_s=cost.server_s,
-        recover_s=cost.recover_s,
-        plaintext_s=plaintext.seconds(vector, RECALL_K),
-        query_bytes=cost.query_bytes,
-        answer_bytes=cost.answer_bytes,
-        query_head_hex=cost.query_head.hex(),
-        answer_head_hex=cost.answer_head.hex(),
-    )
-
-
-def _ask_sample(collection: Collection, data: _Data, plaintext: PlaintextSearch) -> SampleRecord | None:
-    """Inclusion terms: other names of diagnoses, so the right answer is known."""
-    terms = data.catalogue.sample_terms(SAMPLE, SAMPLE_SEED)
-    if not terms:
-        return None
-    print()
-    report.say(
-        f"How good are the answers? {len(terms)} other names of diagnoses, drawn at random from the catalogue's "
-        f'inclusion terms ("{terms[0].text}" should find {terms[0].code}), are asked in batches of {BATCH}.'
-    )
-    vectors = data.encoder.embed([term.text for term in terms])
-    start = time.perf_counter()
-    found: list[list[int]] = []
-    with progress_bar(None, len(terms), "ask", "rows") as advance:
-        for first in range(0, len(terms), BATCH):
-            batch = collection.search(vectors[first : first + BATCH], k=RECALL_K)
-            found += [[hit.id for hit in hits] for hits in batch]
-            advance(len(batch))
-    encrypted_s = time.perf_counter() - start
-    start = time.perf_counter()
-    plain = plaintext.search(vectors, RECALL_K)
-    plaintext_s = time.perf_counter() - start
-
-    def codes(rows: list[list[int]]) -> list[list[str]]:
-        return [[data.catalogue.codes[row] for row in one] for one in rows]
-
-    right = [term.code for term in terms]
-    return SampleRecord(
-        queries=len(terms),
-        seed=SAMPLE_SEED,
-        recall_at_10=float(np.mean(recall(data.vectors, vectors, found, RECALL_K))),
-        hit_at_1=hit_share(codes(found), right, 1),
-        hit_at_10=hit_share(codes(found), right, RECALL_K),
-        plaintext_hit_at_1=hit_share(codes(plain), right, 1),
-        plaintext_hit_at_10=hit_share(codes(plain), right, RECALL_K),
-        encrypted_s=encrypted_s,
-        plaintext_s=plaintext_s,
-    )
-
-
 @contextmanager
 def _ends_on_sigterm() -> Iterator[None]:
     """SIGTERM leaves through the context managers too, so that no server and no folder stays behind."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     if threading.current_thread() is not threading.main_thread():

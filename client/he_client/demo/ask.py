@@ -1,0 +1,111 @@
+"""Asking: one question at a time for the reader, a sample in batches for the statistics; encrypted and plain."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from he_client.collection import Collection
+from he_client.demo import report
+from he_client.demo.catalogue import Catalogue
+from he_client.demo.encoders import Encoder
+from he_client.demo.plaintext import PlaintextSearch
+from he_client.demo.recall import hit_share, inner_products, recall
+from he_client.demo.record import RECALL_K, HitRecord, QueryRecord, SampleRecord
+from he_client.progress import progress_bar
+
+F32 = NDArray[np.float32]
+
+SAMPLE = 200  #: inclusion terms
+SAMPLE_SEED = 1
+BATCH = 20  #: queries in one call, for the sample
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What the owner has, in the clear."""
+
+    catalogue: Catalogue
+    encoder: Encoder
+    vectors: F32  #: (n, d)
+    questions: F32  #: (number of questions, d)
+    catalogue_s: float
+    embed_s: float
+
+
+def first_search(collection: Collection, data: Data) -> float:
+    """Fetch and derive what later searches find in memory. Asks for a title, not for one of the questions."""
+    start = time.perf_counter()
+    collection.search(data.vectors[0], k=1)
+    return time.perf_counter() - start
+
+
+def ask(
+    collection: Collection, data: Data, plaintext: PlaintextSearch, text: str, vector: F32, shown: int
+) -> QueryRecord:
+    """One question, alone."""
+    found = collection.search(vector, k=max(shown, RECALL_K))
+    cost = collection.last_search
+    assert cost is not None
+    scores = inner_products(data.vectors, vector, [hit.id for hit in found])
+    hits = []
+    for hit, score in zip(found[:shown], scores, strict=False):
+        code, _, title = str(hit.payload).partition(" ")
+        hits.append(HitRecord(code=code, title=title, score=hit.score, plaintext_score=float(score)))
+    return QueryRecord(
+        text=text,
+        hits=hits,
+        recall_at_10=recall(data.vectors, vector[None], [[hit.id for hit in found]], RECALL_K)[0],
+        encrypt_s=cost.encrypt_s,
+        server_s=cost.server_s,
+        recover_s=cost.recover_s,
+        plaintext_s=plaintext.seconds(vector, RECALL_K),
+        query_bytes=cost.query_bytes,
+        answer_bytes=cost.answer_bytes,
+        query_head_hex=cost.query_head.hex(),
+        answer_head_hex=cost.answer_head.hex(),
+    )
+
+
+def ask_sample(collection: Collection, data: Data, plaintext: PlaintextSearch) -> SampleRecord | None:
+    """Inclusion terms: other names of diagnoses, so the right answer is known."""
+    terms = data.catalogue.sample_terms(SAMPLE, SAMPLE_SEED)
+    if not terms:
+        return None
+    print()
+    report.say(
+        f"How good are the answers? {len(terms)} other names of diagnoses, drawn at random from the catalogue's "
+        f'inclusion terms ("{terms[0].text}" should find {terms[0].code}), are asked in batches of {BATCH}.'
+    )
+    vectors = data.encoder.embed([term.text for term in terms])
+    start = time.perf_counter()
+    found: list[list[int]] = []
+    with progress_bar(None, len(terms), "ask", "rows") as advance:
+        for first in range(0, len(terms), BATCH):
+            batch = collection.search(vectors[first : first + BATCH], k=RECALL_K)
+            found += [[hit.id for hit in hits] for hits in batch]
+            advance(len(batch))
+    encrypted_s = time.perf_counter() - start
+    start = time.perf_counter()
+    plain = plaintext.search(vectors, RECALL_K)
+    plaintext_s = time.perf_counter() - start
+
+    def codes(rows: list[list[int]]) -> list[list[str]]:
+        return [[data.catalogue.codes[row] for row in one] for one in rows]
+
+    right = [term.code for term in terms]
+    return SampleRecord(
+        queries=len(terms),
+        seed=SAMPLE_SEED,
+        recall_at_10=float(np.mean(recall(data.vectors, vectors, found, RECALL_K))),
+        hit_at_1=hit_share(codes(found), right, 1),
+        hit_at_10=hit_share(codes(found), right, RECALL_K),
+        plaintext_recall_at_10=float(np.mean(recall(data.vectors, vectors, plain, RECALL_K))),
+        plaintext_hit_at_1=hit_share(codes(plain), right, 1),
+        plaintext_hit_at_10=hit_share(codes(plain), right, RECALL_K),
+        encrypted_s=encrypted_s,
+        plaintext_s=plaintext_s,
+    )
