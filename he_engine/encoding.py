@@ -26,6 +26,7 @@ class Encoding:
         slack = math.sqrt(parameters.dim) / 2
         x, y = parameters.index_scale + slack, parameters.query_scale + slack
         noise = TAIL * parameters.noise_bound(x, y)
+        self._slack = slack
         self._largest = parameters.integer_norm**2 if self._exact else math.ceil(x * y + noise)
 
     def rows(self, rows: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -52,16 +53,17 @@ class Encoding:
         return out
 
     def _round(self, rows: NDArray[np.float64], scale: int, field: str) -> NDArray[np.float64]:
-        """⌊scale·x⌉. Raises NormError unless every row is finite and of norm ≤ 1."""
-        rows = np.asarray(rows, np.float64)
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        bad = np.flatnonzero(~(norms <= 1 + NORM_SLACK))  # NaN compares false
+        """⌊scale·x⌉. Raises NormError unless every row is finite, of norm ≤ 1, and of rounded norm ≤ scale + √d/2.
+
+        The second bound is the one that correctness rests on; it follows from the first but for NORM_SLACK.
+        """
+        rounded = np.rint(rows * scale)
+        limit = scale + self._slack
+        short = _norms(rows) <= 1 + NORM_SLACK  # a NaN compares false
+        bad = np.flatnonzero(~(short & (_norms(rounded) <= limit)))
         if bad.size:
             raise NormError(f"{field}: vector {bad[0]} is not finite or is longer than the bound")
-        long = norms > 1
-        if long.any():
-            rows = rows / np.where(long, norms, 1)[:, None]
-        return np.rint(rows * scale)
+        return rounded
 
     def scores(self, decoded: NDArray[np.int64]) -> NDArray[np.float64]:
         """Decoded values (K, B) → inner products of unit-ball vectors (K·B,).
@@ -80,3 +82,8 @@ class Encoding:
         if values.size and max(-int(values.min()), int(values.max())) > self._largest:
             raise TamperedAnswerError("answer: a decoded score is outside the bound")
         return values / divisor
+
+
+def _norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return norms

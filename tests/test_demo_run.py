@@ -87,7 +87,7 @@ def test_record(tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str
 
     sample = record["sample"]
     assert set(sample) == SAMPLE_KEYS
-    assert sample["queries"] == 200
+    assert 200 < sample["queries"] <= 1000
     assert sample["recall_at_10"] >= (1 if profile == "precise" else 0.985)
     assert sample["plaintext_recall_at_10"] == 1
     for k in (1, 10):

@@ -95,7 +95,7 @@ def test_index_and_query_polynomials_are_unrelated(tmp_path: Path) -> None:
             assert (a == b).mean() < 1e-3
 
 
-def test_ciphertexts_are_uniform(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_ciphertexts_are_uniform(tmp_path: Path) -> None:
     """Index and query residues of extreme messages: flat over 64 bins (chi-square), for each prime."""
     both = Both(tmp_path, "precise", 64)
     p: Parameters = both.parameters

@@ -220,7 +220,7 @@ def _search(arguments: argparse.Namespace) -> int:
     lines = []
     for number, hits in enumerate(found):
         lines.append(f"query {number}")
-        lines += [f"  {hit.score:9.6f}  {hit.id}  {hit.payload if hit.payload is not None else ''}" for hit in hits]
+        lines += [f"  {hit.score:9.6f}  {hit.id}  {_plain(hit)['payload'] or ''}" for hit in hits]
     return _report(arguments, fields, "\n".join(lines))
 
 

@@ -95,7 +95,8 @@ class Space:
         if self.metric is Metric.IP:
             return products
         assert row_norms is not None
-        return np.sqrt(np.maximum(row_norms**2 + query_norm**2 - 2 * products, 0))
+        distances: F64 = np.sqrt(np.maximum(row_norms**2 + query_norm**2 - 2 * products, 0))
+        return distances
 
 
 def _floats(vectors: Any, field: str) -> F64:
@@ -106,7 +107,7 @@ def _floats(vectors: Any, field: str) -> F64:
 
 
 def _norms(array: F64, field: str) -> F64:
-    norms = np.sqrt(np.einsum("ij,ij->i", array, array))
+    norms: F64 = np.sqrt(np.einsum("ij,ij->i", array, array))
     bad = np.flatnonzero(~np.isfinite(norms))
     if bad.size:
         raise NormError(f"{field}: row {bad[0]} has a NaN or an infinity, or its norm overflows")

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--encoder", choices=ENCODERS, default=ENCODERS[0],
         help="text to vectors. minilm answers better but needs PyTorch (pip install 'hesearch[minilm]') and "
-        "reads 200 to 700 titles a second: add --rows 10000",
+        "reads a few hundred titles a second: add --rows 10000",
     )  # fmt: skip
     add("--threads", type=_positive, default=len(os.sched_getaffinity(0)), metavar="T", help="default: all cores")
     add("--json", type=Path, metavar="FILE", help="also write what was measured (keys: he_client/demo/record.py)")

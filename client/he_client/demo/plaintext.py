@@ -36,8 +36,8 @@ class PlaintextSearch:
         rows: list[list[int]] = found.tolist()
         return rows
 
-    def seconds(self, query: F32, k: int, repeats: int = 5) -> float:
-        """Median time of one query (d,), in s."""
+    def seconds(self, query: F32, k: int, repeats: int) -> float:
+        """Median time of one query (d,) over `repeats` calls, in s."""
         times = []
         for _ in range(repeats):
             start = time.perf_counter()

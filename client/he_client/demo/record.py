@@ -31,10 +31,10 @@ class QueryRecord:
     text: str
     hits: list[HitRecord]  #: best first, -k of them
     recall_at_10: float
-    encrypt_s: float  #: client: encrypt the query
+    encrypt_s: float  #: client: encrypt the query; this and the next three are medians of 5
     server_s: float  #: from the first byte sent to the last received
     recover_s: float  #: client: verify, decrypt, rank
-    plaintext_s: float  #: the plaintext search of it, median of 5
+    plaintext_s: float  #: the plaintext search of it
     query_bytes: int  #: sent
     answer_bytes: int  #: received
     query_head_hex: str  #: the first bytes that the server received

@@ -81,7 +81,7 @@ def table(record: DemoRecord) -> None:
         _line("all of the sample", seconds(sample.encrypted_s), seconds(sample.plaintext_s))
     print()
     say(
-        f"Times of one question are medians of {len(queries)}. The encrypted server time contains the connection; "
+        "Times of one question are medians over the questions, each asked five times. The encrypted server time contains the connection; "
         "the plaintext search is a call in this process. Recall counts ties: a row as close as the tenth best is a "
         "hit. What the server does learn: sizes, times, and how many questions there are."
     )
