@@ -55,12 +55,16 @@ class Encoding:
     def _round(self, rows: NDArray[np.float64], scale: int, field: str) -> NDArray[np.float64]:
         """⌊scale·x⌉. Raises NormError unless every row is finite, of norm ≤ 1, and of rounded norm ≤ scale + √d/2.
 
-        The second bound is the one that correctness rests on; it follows from the first but for NORM_SLACK.
+        The second bound is the one that correctness rests on; it follows from the first. Norms up to 1 + 1e-6 are
+        taken for float32 rounding and scaled to 1.
         """
+        norms = _norms(rows)
+        long = (norms > 1) & (norms <= 1 + NORM_SLACK)
+        if long.any():
+            rows = rows / np.where(long, norms, 1)[:, None]
         rounded = np.rint(rows * scale)
-        limit = scale + self._slack
-        short = _norms(rows) <= 1 + NORM_SLACK  # a NaN compares false
-        bad = np.flatnonzero(~(short & (_norms(rounded) <= limit)))
+        short = norms <= 1 + NORM_SLACK  # a NaN compares false
+        bad = np.flatnonzero(~(short & (_norms(rounded) <= (scale + self._slack) * (1 + 1e-12))))
         if bad.size:
             raise NormError(f"{field}: vector {bad[0]} is not finite or is longer than the bound")
         return rounded

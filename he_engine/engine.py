@@ -9,7 +9,7 @@ recover  answers → scores           client; verified first, then decrypted
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,10 +33,10 @@ class EncryptedRows:
 
     rows: int
     blocks: int
-    index: Buffer  #: goes to the server, which computes with it
-    hint: Buffer  #: for clients only, useless without the key; empty for tenseal
-    seed: bytes  #: secret, to be sealed; empty for tenseal
-    fingerprint: bytes  #: secret, to be sealed; empty for tenseal
+    index: Buffer = field(repr=False)  #: goes to the server, which computes with it
+    hint: Buffer = field(repr=False)  #: for clients only, useless without the key; empty for tenseal
+    seed: bytes = field(repr=False)  #: secret, to be sealed; empty for tenseal
+    fingerprint: bytes = field(repr=False)  #: secret, to be sealed; empty for tenseal
 
 
 class Query(Protocol):

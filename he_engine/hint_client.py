@@ -17,6 +17,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,17 @@ from he_engine.engine import Buffer, EncryptedRows
 from he_engine.errors import DimensionError, ResidueError, SecretReuseError, TamperedAnswerError
 from he_engine.kernels._answer import AnswerKernel
 from he_engine.kernels._client import ClientKernel
-from he_engine.keys import RootKey, Secret
+from he_engine.keys import RootKey, Secret, length_prefixed
 from he_engine.params import TILE, Parameters
 from he_engine.public import expand_public, keystream
+from he_engine.secret_cache import SecretCache
 
 U32 = NDArray[np.uint32]
 
+SEED_BYTES = 32
 STATE_BYTES = 32  #: the collection's public nonce, from which a and a' expand
 EPOCH = 0
+PIECE_BLOCKS = 64  #: blocks whose secrets are made at a time
 GROUP_BLOCKS = 4  #: blocks a kernel call encrypts: bounds the keystream in memory
 CACHE_BYTES = 256 << 20  #: block secrets kept between queries
 
@@ -47,15 +51,18 @@ def generate_state() -> bytes:
 class HintQuery(Secret):
     """One encrypted query: `ciphertext` may leave the process, the rest (t, z, the norm) is secret."""
 
-    __slots__ = ("_mask", "_secret", "ciphertext")
+    __slots__ = ("_mask", "_owner", "_secret", "ciphertext")
 
-    def __init__(self, ciphertext: U32, secret: U32, mask: U32) -> None:
-        self.ciphertext: memoryview = ciphertext.data.cast("B")
+    def __init__(self, owner: HintClient, ciphertext: U32, secret: U32, mask: U32) -> None:
+        self._owner = owner
+        self.ciphertext: memoryview = ciphertext.data.cast("B").toreadonly()
         self._secret: U32 | None = secret
         self._mask: U32 | None = mask
 
-    def _open(self) -> tuple[U32, U32]:
-        """(t, z), each (P, N) in the NTT domain."""
+    def _open(self, owner: HintClient) -> tuple[U32, U32]:
+        """(t, z), each (P, N) in the NTT domain, for the client that encrypted it."""
+        if owner is not self._owner:
+            raise SecretReuseError("query: it was encrypted for another collection")
         if self._secret is None or self._mask is None:
             raise SecretReuseError("this query is closed: encrypt a new one")
         return self._secret, self._mask
@@ -71,7 +78,7 @@ class HintQuery(Secret):
 class HintSegment(Secret):
     """What recovery needs of one segment: H, the seed of its block secrets, and the fingerprint."""
 
-    __slots__ = ("blocks", "fingerprint", "hint", "rows", "secrets", "seed")
+    __slots__ = ("blocks", "fingerprint", "hint", "rows", "seed")
 
     def __init__(self, rows: int, blocks: int, hint: U32, seed: bytes, fingerprint: verify.Fingerprint) -> None:
         self.rows = rows
@@ -79,7 +86,6 @@ class HintSegment(Secret):
         self.hint = hint  # (K, P, N)
         self.seed = seed
         self.fingerprint = fingerprint
-        self.secrets: U32 | None = None  # cached (K, P, N)
 
 
 class HintClient(Secret):
@@ -102,7 +108,7 @@ class HintClient(Secret):
         layout = (parameters.stride, parameters.planes)
         self.parameters = parameters
         self._key = key
-        self._id = collection_id
+        self._id = length_prefixed(collection_id, engine_state, EPOCH)  # what every derivation is bound to
         self._kernel = ClientKernel(*shape, ring.roots, *layout, target)
         self._checker = AnswerKernel(*shape, *layout, target)
         self._encoding = Encoding(parameters)
@@ -110,7 +116,7 @@ class HintClient(Secret):
         self._query_public = expand_public(engine_state, EPOCH, "query", ring, parameters.planes)
         self._counter = itertools.count()
         self._threads = threads or os.cpu_count() or 1
-        self._cached_bytes = 0
+        self._secrets = SecretCache(CACHE_BYTES)
         self._total: tuple[tuple[bytes, ...], U32] | None = None
         self._stack = (len(ring.primes), ring.degree // TILE, parameters.planes, TILE)
         self._poly = (len(ring.primes), ring.degree)
@@ -192,6 +198,8 @@ class HintClient(Secret):
     def load(self, encrypted: EncryptedRows) -> HintSegment:
         """Raises ResidueError where the hint or the fingerprint has the wrong length or a residue ≥ q_j."""
         p, n = self._poly
+        if len(encrypted.seed) != SEED_BYTES:
+            raise ResidueError(f"seed: got {len(encrypted.seed)} bytes, expected {SEED_BYTES}")
         expected = 4 * encrypted.blocks * p * n
         if len(encrypted.hint) != expected:
             raise ResidueError(f"hint: got {len(encrypted.hint)} bytes, expected {expected}")
@@ -219,7 +227,7 @@ class HintClient(Secret):
         self._kernel.encrypt_query(encoded, stream, self._index_public, self._query_public, ciphertext, secret, mask)
         stream.fill(0)
         encoded.fill(0)
-        return HintQuery(ciphertext, secret, mask)
+        return HintQuery(self, ciphertext, secret, mask)
 
     # ---- verify and recover ----------------------------------------------------------------------------
     def recover(
@@ -228,8 +236,12 @@ class HintClient(Secret):
         """Inner products, one (rows,) array a segment.
 
         Every residue of every answer is checked first: TamperedAnswerError, and nothing is decrypted. Raises
-        ResidueError for a wrong length or a residue ≥ q_j.
+        ResidueError for a wrong length or a residue ≥ q_j, SecretReuseError for a closed query, one of another
+        collection, or a segment named twice (equal weights would cancel).
         """
+        query._open(self)
+        if len({s.fingerprint.salt for s in segments}) != len(segments):
+            raise SecretReuseError("segments: one is named twice")
         parsed = [self._parse(s, a) for s, a in zip(segments, answers, strict=True)]
         self._verify(query, segments, parsed)
         return [self._recover_one(query, s, a) for s, a in zip(segments, parsed, strict=True)]
@@ -252,12 +264,12 @@ class HintClient(Secret):
             for s, a in zip(segments, answers, strict=True)
         ]
         left = verify.left_side(self._kernel, self._total_fingerprint(segments), ciphertext)
-        if np.array_equal(left, verify.add(sums, self.parameters)):
+        if verify.equal(left, verify.add(sums, self.parameters)):
             return
         wrong = [
             number
             for number, (s, right) in enumerate(zip(segments, sums, strict=True))
-            if not np.array_equal(verify.left_side(self._kernel, s.fingerprint.sums, ciphertext), right)
+            if not verify.equal(verify.left_side(self._kernel, s.fingerprint.sums, ciphertext), right)
         ]
         raise TamperedAnswerError(
             f"answer: {len(wrong)} of {len(segments)} segments fail verification (numbers {wrong[:8]}); "
@@ -267,39 +279,33 @@ class HintClient(Secret):
     def _total_fingerprint(self, segments: Sequence[HintSegment]) -> U32:
         """Σ F of these segments, kept for the next query."""
         names = tuple(s.fingerprint.salt for s in segments)
-        if self._total is None or self._total[0] != names:
-            self._total = (names, verify.add([s.fingerprint.sums for s in segments], self.parameters))
-        return self._total[1]
+        total = self._total
+        if total is None or total[0] != names:
+            total = (names, verify.add([s.fingerprint.sums for s in segments], self.parameters))
+            self._total = total
+        return total[1]
 
     def _recover_one(self, query: HintQuery, segment: HintSegment, answer: U32) -> NDArray[np.float64]:
-        secret, mask = query._open()
-        scores = [
-            self._encoding.scores(self._kernel.recover(answer[part], segment.hint[part], s, secret, mask))
-            for part, s in self._segment_secrets(segment)
-        ]
+        secret, mask = query._open(self)
+        scores = []
+        for first, count in self._pieces(segment):
+            part = slice(first, first + count)
+            with self._secrets.borrow(
+                (segment.seed, first), partial(self._block_secrets, segment.seed, first, count)
+            ) as s:
+                decoded = self._kernel.recover(answer[part], segment.hint[part], s, secret, mask)
+            scores.append(self._encoding.scores(decoded))
         return np.concatenate(scores)[: segment.rows]
 
-    def _segment_secrets(self, segment: HintSegment) -> Iterator[tuple[slice, U32]]:
-        """s in pieces; cached as a whole while CACHE_BYTES allow."""
-        if segment.secrets is None and self._cached_bytes + segment.hint.nbytes <= CACHE_BYTES:
-            segment.secrets = self._block_secrets(segment.seed, 0, segment.blocks)
-            self._cached_bytes += segment.hint.nbytes
-        if segment.secrets is not None:
-            yield slice(0, segment.blocks), segment.secrets
-            return
-        step = 64
-        for first in range(0, segment.blocks, step):
-            count = min(step, segment.blocks - first)
-            secrets = self._block_secrets(segment.seed, first, count)
-            yield slice(first, first + count), secrets
-            secrets.fill(0)
-
-    def release(self, segment: HintSegment) -> None:
-        """Overwrite what is cached of a segment that is no longer searched."""
-        if segment.secrets is not None:
-            segment.secrets.fill(0)
-            self._cached_bytes -= segment.secrets.nbytes
-            segment.secrets = None
+    @staticmethod
+    def _pieces(segment: HintSegment) -> Iterator[tuple[int, int]]:
+        """(first block, blocks): bounds what is in memory where secrets are not cached."""
+        for first in range(0, segment.blocks, PIECE_BLOCKS):
+            yield first, min(PIECE_BLOCKS, segment.blocks - first)
 
     def close(self) -> None:
-        self._total = None
+        """Overwrite cached block secrets and the sum of fingerprints."""
+        self._secrets.close()
+        total, self._total = self._total, None
+        if total is not None:
+            total[1].fill(0)

@@ -74,7 +74,7 @@ class RootKey(Secret):
         """
         mac = hmac.new(self.derive("hedge", label.encode()), os.urandom(32), "sha256")
         for field in content:
-            raw = struct.pack(">Q", field) if isinstance(field, int) else field
+            raw = struct.pack(">Q", field) if isinstance(field, int) else memoryview(field).cast("B")
             mac.update(struct.pack(">Q", len(raw)))
             mac.update(raw)
         return mac.digest()

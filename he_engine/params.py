@@ -88,6 +88,8 @@ class Parameters:
     stride: int  #: g
 
     def __post_init__(self) -> None:
+        if not isinstance(self.profile, Profile):
+            raise ParameterError(f"profile: got {self.profile!r}, expected a Profile")
         if not 1 <= self.dim <= MAX_DIM:
             raise ParameterError(f"dim: got {self.dim}, expected 1 to {MAX_DIM}")
         limit = max_stride(self.ring)

@@ -9,12 +9,14 @@ random generator state (snapshot, fork) repeats only identical bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from he_engine.engine import Buffer
 from he_engine.errors import TamperedDataError
-from he_engine.keys import RootKey, length_prefixed
+from he_engine.keys import RootKey
 
 SALT_BYTES = 32
 TAG_BYTES = 16
@@ -41,26 +43,26 @@ def unseal(key: RootKey, purpose: str, aad: bytes, sealed: Buffer) -> bytes:
         raise TamperedDataError(f"sealed {purpose}: wrong key, or the bytes were altered") from None
 
 
-class RecordSealer:
-    """Seals the records of one column: one key a column, the record's number as nonce and in the aad."""
+def seal_records(key: RootKey, purpose: str, aad: bytes, records: Sequence[bytes | None]) -> tuple[bytes, list[bytes]]:
+    """(salt, sealed records) of one column: one key a column, which depends on all of it; the number is the nonce.
 
-    def __init__(self, key: RootKey, purpose: str, salt: bytes, aad: bytes) -> None:
-        self._cipher = AESGCM(key.derive("records", purpose.encode(), salt))
-        self._aad = aad
+    None and only None becomes b"".
+    """
+    salt = key.hedged_seed("records", purpose.encode(), aad, *(r or b"" for r in records))
+    cipher = AESGCM(key.derive("records", purpose.encode(), aad, salt))
+    return salt, [
+        b"" if record is None else cipher.encrypt(_number(number), record, aad) for number, record in enumerate(records)
+    ]
 
-    def seal_all(self, records: list[bytes | None]) -> list[bytes]:
-        """Each record sealed under its own number; None and only None becomes b''. Call once per column."""
-        return [
-            b"" if record is None else self._cipher.encrypt(number.to_bytes(12, "big"), record, self._context(number))
-            for number, record in enumerate(records)
-        ]
 
-    def unseal(self, number: int, sealed: Buffer) -> bytes:
-        """Raises TamperedDataError."""
-        try:
-            return self._cipher.decrypt(number.to_bytes(12, "big"), sealed, self._context(number))
-        except InvalidTag:
-            raise TamperedDataError(f"payload of row {number}: wrong key, or the bytes were altered") from None
+def unseal_record(key: RootKey, purpose: str, aad: bytes, salt: bytes, number: int, sealed: Buffer) -> bytes:
+    """Record `number` of a column. Raises TamperedDataError."""
+    cipher = AESGCM(key.derive("records", purpose.encode(), aad, salt))
+    try:
+        return cipher.decrypt(_number(number), sealed, aad)
+    except InvalidTag:
+        raise TamperedDataError(f"{purpose}, record {number}: wrong key, or the bytes were altered") from None
 
-    def _context(self, number: int) -> bytes:
-        return length_prefixed(self._aad, number)
+
+def _number(number: int) -> bytes:
+    return number.to_bytes(12, "big")

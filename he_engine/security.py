@@ -8,7 +8,6 @@ many independent secrets (multi-secret RLWE); the hybrid argument over at most 2
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from he_engine.errors import ParameterError
@@ -54,7 +53,9 @@ def require_secure(log_n: int, modulus: int) -> SecurityEstimate:
     Raises ParameterError where no row of the table covers it, or where the quantum core-SVP figure after
     the multi-target loss is under 128 bits.
     """
-    bits = math.ceil(math.log2(modulus))
+    if modulus < 2:
+        raise ParameterError(f"modulus: got {modulus}, expected at least 2")
+    bits = (modulus - 1).bit_length()
     for row in TABLE:
         if row.log_n == log_n and bits <= row.max_modulus_bits:
             if row.multi_target_core_svp_quantum >= MINIMUM_BITS:

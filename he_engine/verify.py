@@ -14,15 +14,16 @@ Weights are drawn after b is fixed and never leave the client, so any change to 
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from he_engine.kernels._client import ClientKernel
 from numpy.typing import NDArray
 
 from he_engine.engine import Buffer
 from he_engine.errors import ResidueError
+from he_engine.kernels._client import ClientKernel
 from he_engine.keys import RootKey, Secret
 from he_engine.params import Parameters
 from he_engine.public import keystream
@@ -92,6 +93,11 @@ def right_side(
         w = weights(key, kernel, parameters, collection_id, seed, fingerprint.salt, first, len(piece))
         sums.append(kernel.weighted_sum(w, piece))
     return add(sums, parameters)
+
+
+def equal(left: U32, right: U32) -> bool:
+    """All m·P sums agree; in constant time, so that nobody learns which of them does not."""
+    return hmac.compare_digest(left.tobytes(), right.tobytes())
 
 
 def add(terms: Sequence[U32], parameters: Parameters) -> U32:

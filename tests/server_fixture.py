@@ -12,11 +12,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
-
-from he_engine.errors import HesearchError
-from he_engine.kernels.naive import NaiveKernel
-from he_engine.params import TILE, Parameters
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
@@ -24,6 +19,11 @@ from he_server.config import ServerConfig
 from he_server.engines import EngineMaker
 from he_server.grpc_server import GrpcServer
 from he_server.service import LocalCall, Service
+from numpy.typing import NDArray
+
+from he_engine.errors import HesearchError
+from he_engine.kernels.naive import NaiveKernel
+from he_engine.params import TILE, Parameters
 
 METHODS = pb.DESCRIPTOR.services_by_name["HeSearch"].methods
 PARAMETERS = Parameters.choose("compact", 4, 2)  # N = 2048, P = 1, I = 2, B = 1024: 16 KiB a block, 4 KiB an answer
@@ -170,15 +170,15 @@ class FakeClient:
         request = pb.DescribeCollectionRequest(format_version=1, collection=self.name)
         return self.endpoint.call("DescribeCollection", request)
 
-    def answer_requests(self, version: int, queries: U32, **changes: Any) -> list[pb.AnswerRequest]:
+    def answer_requests(self, version: int, ciphertexts: U32, **changes: Any) -> list[pb.AnswerRequest]:
         fields: dict[str, Any] = {
             "context": self.context,
             "collection_id": self.collection_id,
             "version": version,
-            "queries": len(queries),
+            "queries": len(ciphertexts),
         }
         header = pb.AnswerHeader(**fields | changes)
-        return list(wire.answer_requests(header, [query.tobytes() for query in queries]))
+        return list(wire.answer_requests(header, [ciphertext.tobytes() for ciphertext in ciphertexts]))
 
     def answer(self, version: int, queries: U32) -> dict[bytes, U32]:
         """For each segment (Q, K, P, B); every block exactly once."""

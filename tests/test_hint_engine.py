@@ -156,7 +156,7 @@ def test_forging_succeeds_with_the_fingerprint(tmp_path: Path, rng: np.random.Ge
 
     p = both.parameters
     w = verify.weights(
-        both.client._key, both.client._kernel, p, bytes(16), segment.seed, segment.fingerprint.salt, 0, 1
+        both.client._key, both.client._kernel, p, both.client._id, segment.seed, segment.fingerprint.salt, 0, 1
     )
     q = p.ring.primes[0]
     # four unknown changes, three linear equations mod q: one solution is enough

@@ -53,7 +53,7 @@ def test_no_query_secret_repeats(tmp_path: Path, rng: np.random.Generator, monke
     monkeypatch.setattr(os, "urandom", lambda n: bytes(n))
     queries = [both.client.query(vector) for _ in range(20)]
     assert len({bytes(q.ciphertext) for q in queries}) == 20
-    assert len({q._open()[0].tobytes() for q in queries}) == 20
+    assert len({q._open(both.client)[0].tobytes() for q in queries}) == 20
 
 
 @pytest.mark.parametrize("action", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -71,7 +71,7 @@ def test_a_closed_query_recovers_nothing(tmp_path: Path, rng: np.random.Generato
     both = Both(tmp_path, "compact", 16)
     _, segment, index = both.setup(unit_rows(rng, 5, 16))
     query = both.client.query(unit_rows(rng, 1, 16)[0])
-    secret, mask = query._open()
+    secret, mask = query._open(both.client)
     answer = both.answer(query, index)
     query.close()
     assert not secret.any() and not mask.any(), "overwritten in place"
@@ -108,3 +108,26 @@ def test_ciphertexts_are_uniform(tmp_path: Path) -> None:
             expected = counts.sum() / 64
             chi_square = float(((counts - expected) ** 2 / expected).sum())
             assert chi_square < 63 + 6 * np.sqrt(2 * 63)
+
+
+def test_a_segment_counts_once(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Named twice it would have equal weights twice, and +δ on one with −δ on the other would pass."""
+    both = Both(tmp_path, "compact", 16)
+    _, segment, index = both.setup(unit_rows(rng, 5, 16))
+    query = both.client.query(unit_rows(rng, 1, 16)[0])
+    answer = both.answer(query, index)
+    with pytest.raises(SecretReuseError, match="twice"):
+        both.client.recover(query, [segment, segment], [answer, answer])
+
+
+def test_a_query_recovers_for_its_own_collection_only(tmp_path: Path, rng: np.random.Generator) -> None:
+    one, two = Both(tmp_path, "exact", 16), Both(tmp_path, "exact", 16)
+    _, segment, index = two.setup(unit_rows(rng, 5, 16))
+    query = one.client.query(unit_rows(rng, 1, 16)[0])
+    with pytest.raises(SecretReuseError, match="another collection"):
+        two.client.recover(query, [segment], [two.answer(query, index)])
+
+
+def test_descriptions_of_encrypted_rows_hide_secrets(tmp_path: Path, rng: np.random.Generator) -> None:
+    encrypted = Both(tmp_path, "compact", 16).client.setup(unit_rows(rng, 5, 16))
+    assert repr(encrypted) == "EncryptedRows(rows=5, blocks=1)"

@@ -16,7 +16,7 @@ from he_engine.errors import InvalidInput, SecretReuseError, TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.params import RINGS, Profile
 from he_engine.public import expand_public, keystream
-from he_engine.sealing import OVERHEAD_BYTES, RecordSealer, seal, unseal
+from he_engine.sealing import OVERHEAD_BYTES, seal, seal_records, unseal, unseal_record
 
 KEY = RootKey(bytes(range(32)))
 
@@ -58,13 +58,18 @@ def test_a_repeated_generator_state_does_not_repeat_a_key(monkeypatch: pytest.Mo
     assert seal(KEY, "rows", b"", b"one") == one
 
 
-def test_records_are_bound_to_their_number() -> None:
-    sealer = RecordSealer(KEY, "payloads", bytes(32), b"collection")
-    records = sealer.seal_all([b"zero", None, b"two"])
+def test_records_are_bound_to_number_and_column() -> None:
+    salt, records = seal_records(KEY, "payloads", b"collection", [b"zero", None, b"two"])
     assert records[1] == b""
-    assert sealer.unseal(0, records[0]) == b"zero"
-    with pytest.raises(TamperedDataError, match="row 1"):
-        sealer.unseal(1, records[0])
+    assert unseal_record(KEY, "payloads", b"collection", salt, 0, records[0]) == b"zero"
+    for aad, column, number in ((b"collection", salt, 1), (b"other", salt, 0), (b"collection", bytes(32), 0)):
+        with pytest.raises(TamperedDataError, match=f"record {number}"):
+            unseal_record(KEY, "payloads", aad, column, number, records[0])
+
+
+def test_two_columns_never_share_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "urandom", bytes)
+    assert seal_records(KEY, "payloads", b"", [b"a"])[0] != seal_records(KEY, "payloads", b"", [b"b"])[0]
 
 
 @pytest.mark.parametrize("action", [pickle.dumps, copy.copy, copy.deepcopy])

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 
 from he_engine.errors import (
     AlreadyExists,
@@ -23,8 +25,6 @@ from he_engine.errors import (
     TamperedDataError,
 )
 from he_engine.params import Parameters
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
 from tests.server_fixture import (
     BLOCK_BYTES,
     PARAMETERS,

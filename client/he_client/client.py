@@ -82,7 +82,7 @@ class Client:
             norm_bound=space.norm_bound,
             engine_state=generate_state(parameters),
         )
-        sealed, manifest = seal_manifest(key, message)
+        sealed, manifest = seal_manifest(key, name, message)
         request = pb.CreateCollectionRequest(
             context=wire.context(name, parameters.digest),
             collection_id=message.collection_id,
@@ -104,7 +104,7 @@ class Client:
             ),
             timeout_s=self._timeout_s,
         )
-        return self._open(name, key, open_manifest(key, response), payloads)
+        return self._open(name, key, open_manifest(key, name, response), payloads)
 
     def _open(self, name: str, key: RootKey, manifest: Manifest, payloads: PayloadMode) -> Collection:
         collection = Collection(

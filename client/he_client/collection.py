@@ -193,7 +193,7 @@ class Collection:
         for _ in range(MAX_REBASES):
             base = self._manifest
             following = base.successor(change(list(base.message.segments)))
-            sealed, manifest = seal_manifest(self._key, following)
+            sealed, manifest = seal_manifest(self._key, self.name, following)
             if len(sealed) > wire.MAX_MANIFEST_BYTES:
                 raise InvalidInput("the collection has too many segments or deleted rows for one manifest")
             request = pb.CommitManifestRequest(
@@ -224,7 +224,7 @@ class Collection:
         )
         if response.collection_id != self._manifest.collection_id:
             raise NotFound(f"collection {self.name!r}: was dropped, and another has its name now")
-        self._adopt(open_manifest(self._key, response), built)
+        self._adopt(open_manifest(self._key, self.name, response), built)
 
     def _adopt(self, manifest: Manifest, built: dict[bytes, Segment] | None = None) -> None:
         """Make `manifest` current: open its new segments, forget the ones that are gone."""

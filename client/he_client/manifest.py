@@ -78,19 +78,19 @@ class Manifest:
             )
 
 
-def _aad(collection_id: bytes, version: int) -> bytes:
-    return length_prefixed(PURPOSE, collection_id, EPOCH, version)
+def _aad(name: str, collection_id: bytes, version: int) -> bytes:
+    return length_prefixed(PURPOSE, name, collection_id, EPOCH, version)
 
 
-def seal_manifest(key: RootKey, message: pb.Manifest) -> tuple[bytes, Manifest]:
-    """(sealed bytes, the manifest with their digest)."""
-    sealed = seal(key, PURPOSE, _aad(message.collection_id, message.version), message.SerializeToString())
+def seal_manifest(key: RootKey, name: str, message: pb.Manifest) -> tuple[bytes, Manifest]:
+    """(sealed bytes, the manifest with their digest). Bound to the collection's name."""
+    sealed = seal(key, PURPOSE, _aad(name, message.collection_id, message.version), message.SerializeToString())
     return sealed, Manifest(message, hashlib.sha256(sealed).digest())
 
 
-def open_manifest(key: RootKey, response: pb.ReadManifestResponse) -> Manifest:
+def open_manifest(key: RootKey, name: str, response: pb.ReadManifestResponse) -> Manifest:
     """Raises WrongKeyError, FormatVersionError or TamperedDataError."""
-    aad = _aad(response.collection_id, response.version)
+    aad = _aad(name, response.collection_id, response.version)
     try:
         plain = unseal(key, PURPOSE, aad, response.sealed_manifest)
     except TamperedDataError:

@@ -58,6 +58,8 @@ class Searcher:
         times = np.zeros(3)  # encrypt, server, recover
         sizes = np.zeros(2, np.int64)  # sent, received
         heads = (b"", b"")
+        if not self._direct:
+            self._store.fetch_payloads(segments)
         if k == 0:
             hits = [[] for _ in vectors]
             vectors = vectors[:0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from he_client.transport import Transport, with_retries
 from he_engine.engine import Buffer, ClientEngine, EncryptedRows
 from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
-from he_engine.sealing import RecordSealer, seal, unseal
+from he_engine.sealing import seal, seal_records, unseal, unseal_record
 
 Contents: TypeAlias = dict[pb.PartKind, Buffer]
 
@@ -112,11 +112,7 @@ class SegmentStore:
     def _seal_payloads(self, payloads: list[bytes | None] | None) -> tuple[bytes, list[bytes]]:
         if payloads is None or all(p is None for p in payloads):
             return b"", []
-        salt = self._key.hedged_seed(PAYLOADS, self._id, *(p or b"" for p in payloads))
-        return salt, self._records(salt).seal_all(payloads)
-
-    def _records(self, salt: bytes) -> RecordSealer:
-        return RecordSealer(self._key, PAYLOADS, salt, self._aad(PAYLOADS))
+        return seal_records(self._key, PAYLOADS, self._aad(PAYLOADS), payloads)
 
     def upload(self, segment: Segment, contents: Contents) -> None:
         """Send a built segment. The same bytes go again when the server could not be reached: it is idempotent."""
@@ -200,7 +196,7 @@ class SegmentStore:
     def payload(self, segment: Segment, row: int, *, direct: bool) -> Payload | None:
         """The payload of one row.
 
-        The whole column is fetched and kept, so that the server cannot tell which row was found; `direct`
+        From the columns that `fetch_payloads` keeps, so that the server cannot tell which row was found; `direct`
         fetches the one record, and the server can.
         """
         part = segment.part(pb.PART_KIND_PAYLOADS)
@@ -211,7 +207,13 @@ class SegmentStore:
             record = self._read(segment.entry, pb.PART_KIND_PAYLOADS, start, end - start)
         else:
             record = self._fetch(segment.entry, part, keep=True)[start:end]
-        return decode_payload(self._records(segment.table.payload_salt).unseal(row, record))
+        salt = segment.table.payload_salt
+        return decode_payload(unseal_record(self._key, PAYLOADS, self._aad(PAYLOADS), salt, row, record))
+
+    def fetch_payloads(self, segments: Sequence[Segment]) -> None:
+        """All payload columns, before anything is found: which ones are wanted must not show."""
+        for segment in segments:
+            self._fetch(segment.entry, segment.part(pb.PART_KIND_PAYLOADS), keep=True)
 
 
 def split(rows: int, engine: ClientEngine, target_bytes: int) -> Iterator[slice]:

@@ -140,7 +140,7 @@ class Array {
     for (size_t i = array_.ndim(); i-- > 0; step *= static_cast<int64_t>(array_.shape(i)))
       contiguous = contiguous && (array_.shape(i) == 1 || array_.stride(i) == step);
     if (!contiguous && array_.size() != 0) fail("got a strided array, expected C order without gaps");
-    if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(Value) != 0) fail("got an unaligned array");
+    if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(Value) != 0) fail("got an unaligned array, expected one at a multiple of its element size");
   }
 
   T* data() const { return static_cast<T*>(array_.data()); }

@@ -18,7 +18,7 @@ from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 
-from he_engine.errors import HesearchError, InvalidInput, MissingExtra, Unavailable
+from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -138,9 +138,9 @@ def _streaming(
 
 def _fail(name: str, error: Exception, context: grpc.ServicerContext) -> NoReturn:
     """Ends the call with what the client may know; the log gets the rest, unless the client has just gone."""
-    if not isinstance(error, HesearchError) and context.is_active():
-        _log.error("%s failed", name, exc_info=error)
     status = wire.status_of(error)
+    if not status.name and context.is_active():
+        _log.error("%s failed", name, exc_info=error)
     if status.name:
         context.set_trailing_metadata(((wire.ERROR_METADATA, status.name),))
     context.abort(status.code, status.message)

@@ -2,7 +2,7 @@
 
 The JSON object has exactly the fields below, by these names; `--json` of a later version may add fields but
 keeps these while `format` is 1. Times are in s, sizes in bytes, `_hex` in lower-case hexadecimal; shares and
-recalls are in [0, 1]. "Plaintext" is FAISS IndexFlatIP in the client's process, with the same threads.
+recalls are in [0, 1]. "Plaintext" is FAISS IndexFlatIP in the client's process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class QueryRecord:
     encrypt_s: float  #: client: encrypt the query; this and the next three are medians of 5
     server_s: float  #: from the first byte sent to the last received
     recover_s: float  #: client: verify, decrypt, rank
-    plaintext_s: float  #: the plaintext search of it
+    plaintext_s: float  #: the plaintext search of it, on one thread or on `threads`, whichever is faster
     query_bytes: int  #: sent
     answer_bytes: int  #: received
     query_head_hex: str  #: the first bytes that the server received
@@ -78,7 +78,7 @@ class DemoRecord:
     encoder: str
     profile: str
     stride: int  #: chosen by profile and dim
-    threads: int  #: of the server, of the client's encryption and of FAISS
+    threads: int  #: of the server, of the client's encryption, and of FAISS where it gains by them
     catalogue_s: float
     embed_s: float
     server_start_s: float

@@ -1,0 +1,328 @@
+"""Answering: every block once, bounded memory, one snapshot whatever is committed, and an end when cancelled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+from he_server import answering
+from he_server.answering import blocks_per_unit, units
+from he_server.segment_file import Description
+from he_server.store import StoredSegment
+from hypothesis import given
+from hypothesis import strategies as st
+
+from he_engine.engine import Buffer, IndexFile, ServerEngine
+from he_engine.errors import HesearchError, ResidueError, Unavailable
+from he_engine.hint_server import HintServer
+from tests.server_fixture import BLOCK_BYTES, PARAMETERS, FakeClient, naive_answers, residues, running
+
+
+class SlowEngine:
+    """The real arithmetic, which waits before each unit until it is let through."""
+
+    def __init__(self, *, open_for: int = 1 << 30) -> None:
+        self._engine = HintServer(PARAMETERS)
+        self._gate = threading.Semaphore(open_for)
+        self.units = 0
+        self.forgotten: list[Path] = []
+        self.failing: HesearchError | None = None
+        self.query_bytes = self._engine.query_bytes
+        self.index_bytes_per_block = self._engine.index_bytes_per_block
+        self.answer_bytes_per_block = self._engine.answer_bytes_per_block
+        self.check_index = self._engine.check_index
+        self.check_queries = self._engine.check_queries
+        self.close = self._engine.close
+
+    def let(self, count: int) -> None:
+        self._gate.release(count)
+
+    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Buffer, count: int) -> list[bytes]:
+        self._gate.acquire()
+        self.units += 1
+        if self.failing:
+            raise self.failing
+        return self._engine.answer(index, first_block, blocks, queries, count)
+
+    def forget(self, index: IndexFile) -> None:
+        self.forgotten.append(index.path)
+        self._engine.forget(index)
+
+
+class Call:
+    """A call that its caller may give up."""
+
+    def __init__(self) -> None:
+        self.active = True
+
+    def is_active(self) -> bool:
+        return self.active
+
+    def time_remaining(self) -> float | None:
+        return None
+
+
+@pytest.fixture
+def one_block_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "_MIN_INDEX_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(answering, "UNIT_INDEX_BYTES", BLOCK_BYTES)
+
+
+# ---- how the work is cut -------------------------------------------------------------------------------------
+class Sizes:
+    """An engine of which only the sizes are asked."""
+
+    def __init__(self, index: int, answer: int) -> None:
+        self.index_bytes_per_block = index
+        self.answer_bytes_per_block = answer
+
+
+def _segment(blocks: int) -> StoredSegment:
+    parts = [(1, blocks, bytes(32))]
+    return StoredSegment(Description.of(bytes(16), bytes(32), blocks, parts), Path(f"/{blocks}"))
+
+
+@given(
+    index=st.integers(1, 1 << 30),
+    answer=st.integers(1, 1 << 22),
+    total=st.integers(0, 1 << 40),
+    queries=st.integers(1, 64),
+    threads=st.integers(1, 256),
+)
+def test_a_unit_is_bounded(index: int, answer: int, total: int, queries: int, threads: int) -> None:
+    engine: ServerEngine = Sizes(index, answer)  # type: ignore[assignment]
+    blocks = blocks_per_unit(engine, total, queries, threads)
+    assert blocks >= 1
+    if blocks > 1:
+        assert blocks * index <= answering.UNIT_INDEX_BYTES
+        assert blocks * answer <= wire.CHUNK_BYTES
+        assert blocks * answer * queries <= answering.UNIT_ANSWER_BYTES
+
+
+@given(st.lists(st.integers(1, 20), max_size=6), st.integers(1, 25))
+def test_units_cover_every_block_once(sizes: list[int], size: int) -> None:
+    segments = [_segment(blocks) for blocks in sizes]
+    found: dict[int, list[int]] = {number: [] for number in range(len(segments))}
+    for unit in units(segments, size):
+        assert 1 <= unit.blocks <= size
+        number = next(i for i, segment in enumerate(segments) if segment is unit.segment)
+        found[number] += range(unit.first_block, unit.first_block + unit.blocks)
+    assert list(found.values()) == [list(range(blocks)) for blocks in sizes]
+
+
+def test_at_most_threads_plus_one_units_wait() -> None:
+    """A reader that stops reading stops the computation."""
+    started: list[int] = []
+    taken = threading.Semaphore(0)
+
+    class Engine(Sizes):
+        def answer(self, _index: IndexFile, first: int, _blocks: int, _queries: Buffer, _count: int) -> list[bytes]:
+            started.append(first)
+            taken.release()
+            return [b"x"]
+
+    engine: ServerEngine = Engine(1 << 20, 1)  # type: ignore[assignment]
+    with ThreadPoolExecutor(2) as pool:
+        pieces = answering.answer(engine, [_segment(50)], b"", 1, pool=pool, threads=2, active=lambda: True)
+        next(pieces)
+        for _ in range(3):
+            taken.acquire()
+        assert len(started) <= 4, "three at first, and one more for the piece that was taken"
+        assert len(list(pieces)) == 49
+    assert sorted(started) == list(range(50))
+
+
+# ---- cancellation and failures -------------------------------------------------------------------------------
+def _filled(client: FakeClient, blocks: int) -> None:
+    segment = client.segment(blocks)
+    client.write(segment)
+    client.commit(1, [segment])
+
+
+@pytest.mark.usefixtures("one_block_units")
+def test_a_cancelled_call_stops(tmp_path: Path) -> None:
+    engine = SlowEngine()
+    with running(tmp_path, over_grpc=False, make_engine=lambda _: engine) as endpoint:
+        client = FakeClient(endpoint).create()
+        _filled(client, 20)
+        call = Call()
+        answers = endpoint.service.answer(iter(client.answer_requests(2, residues(client.rng, 1))), call)
+        next(answers)
+        call.active = False
+        with pytest.raises(Unavailable, match="cancelled"):
+            list(answers)
+        assert engine.units <= 1 + 3
+        segment = client.segment()
+        client.write(segment)
+        client.commit(2, [segment])
+        assert len(engine.forgotten) == 3, "both uploads were looked at, and nothing pins the retired segment"
+
+
+@pytest.mark.usefixtures("one_block_units")
+def test_a_client_that_leaves_stops_its_call(tmp_path: Path) -> None:
+    engine = SlowEngine(open_for=1)
+    with running(tmp_path, over_grpc=True, make_engine=lambda _: engine) as endpoint:
+        client = FakeClient(endpoint).create()
+        _filled(client, 20)
+        assert endpoint.stub is not None
+        answers = endpoint.stub.Answer(iter(client.answer_requests(2, residues(client.rng, 1))), timeout=60)
+        next(answers)
+        answers.cancel()
+        with pytest.raises(grpc.RpcError) as caught:
+            list(answers)
+        assert isinstance(wire.error_from_rpc(caught.value), Unavailable)
+        engine.let(20)
+    assert engine.units <= 1 + 3 + 1, "the server has stopped, and what was not begun was not computed"
+
+
+@pytest.mark.usefixtures("one_block_units")
+@pytest.mark.parametrize("over_grpc", [False, True])
+def test_a_failing_unit_fails_the_call(tmp_path: Path, over_grpc: bool) -> None:
+    engine = SlowEngine()
+    with running(tmp_path, over_grpc=over_grpc, make_engine=lambda _: engine) as endpoint:
+        client = FakeClient(endpoint).create()
+        _filled(client, 20)
+        engine.failing = ResidueError("index: broken")
+        with pytest.raises(ResidueError, match="index: broken"):
+            client.answer(2, residues(client.rng, 1))
+        engine.failing = None
+        assert client.answer(2, residues(client.rng, 1))
+
+
+# ---- snapshots -----------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("one_block_units")
+@pytest.mark.parametrize("change", ["commit", "drop"])
+def test_a_running_answer_keeps_its_snapshot(tmp_path: Path, change: str) -> None:
+    """The segment that is being answered is retired meanwhile: its file stays until the answer is complete."""
+    engine = SlowEngine()
+    with running(tmp_path, over_grpc=False, make_engine=lambda _: engine) as endpoint:
+        client = FakeClient(endpoint).create()
+        segment = client.segment(12)
+        client.write(segment)
+        client.commit(1, [segment])
+        path = tmp_path / "segments" / client.collection_id.hex() / segment.id.hex()
+        queries = residues(client.rng, 1)
+        answers = endpoint.service.answer(iter(client.answer_requests(2, queries)), Call())
+        pieces = [next(answers)]
+        if change == "commit":
+            client.commit(2, [])
+        else:
+            request = pb.DropCollectionRequest(context=client.context, collection_id=client.collection_id)
+            endpoint.call("DropCollection", request)
+        assert path.exists()
+        pieces += answers
+        assert not path.exists()
+        assert engine.forgotten[-1] == path
+    got = b"".join(piece.residues for piece in sorted(pieces, key=lambda piece: piece.first_block))
+    assert got == naive_answers(segment.blocks, queries).tobytes()
+
+
+def test_commits_during_answers(tmp_path: Path) -> None:
+    """Searches of the versions that they asked for, or conflicts; never a mixture, never a missing file."""
+    with running(tmp_path, over_grpc=True) as endpoint:
+        client = FakeClient(endpoint).create()
+        queries = residues(client.rng, 1)
+        expected: dict[int, tuple[bytes, bytes]] = {}
+
+        def commit_all() -> None:
+            writer = FakeClient(endpoint, seed=5)
+            writer.collection_id = client.collection_id
+            for version in range(1, 16):
+                segment = writer.segment()
+                writer.write(segment)
+                expected[version + 1] = (segment.id, naive_answers(segment.blocks, queries).tobytes())
+                writer.commit(version, [segment])
+
+        writing = threading.Thread(target=commit_all)
+        writing.start()
+        searched: set[int] = set()
+        while writing.is_alive() or not searched:
+            version = client.manifest().version
+            if version == 1:
+                continue
+            try:
+                answers = client.answer(version, queries)
+            except HesearchError as error:
+                assert type(error).__name__ == "Conflict"
+                continue
+            ((segment_id, answer),) = answers.items()
+            assert (segment_id, answer.tobytes()) == expected[version]
+            searched.add(version)
+        writing.join()
+        assert client.manifest().version == 16
+        assert len(list((tmp_path / "segments" / client.collection_id.hex()).iterdir())) == 1
+
+
+def test_concurrent_writers_one_wins(tmp_path: Path) -> None:
+    with running(tmp_path, over_grpc=True) as endpoint:
+        FakeClient(endpoint).create()
+
+        def commit(number: int) -> int | str:
+            writer = FakeClient(endpoint)
+            try:
+                return writer.commit(1, [], sealed_manifest=b"writer %d" % number)
+            except HesearchError as error:
+                return type(error).__name__
+
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(commit, range(8)))
+        assert sorted(map(str, outcomes)) == ["2"] + ["Conflict"] * 7
+        winner = outcomes.index(2)
+        assert FakeClient(endpoint).manifest().sealed_manifest == b"writer %d" % winner
+
+
+def test_concurrent_uploads_of_one_segment(tmp_path: Path) -> None:
+    with running(tmp_path, over_grpc=True) as endpoint:
+        client = FakeClient(endpoint).create()
+        segment = client.segment(4)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _: client.write(segment), range(12)))
+        assert client.write(segment).existed
+        client.commit(1, [segment])
+        assert client.read_part(segment, pb.PART_KIND_INDEX) == segment.contents[pb.PART_KIND_INDEX]
+        assert not list((tmp_path / "incoming").iterdir())
+
+
+# ---- the engine ----------------------------------------------------------------------------------------------
+@pytest.fixture
+def index(tmp_path: Path) -> Callable[[np.ndarray], IndexFile]:
+    def write(words: np.ndarray) -> IndexFile:
+        path = tmp_path / "index"
+        path.write_bytes(bytes(4096) + words.tobytes())
+        return IndexFile(path, 4096, words.nbytes, len(words))
+
+    return write
+
+
+def test_hint_server(index: Callable[[np.ndarray], IndexFile], rng: np.random.Generator) -> None:
+    engine = HintServer(PARAMETERS)
+    words, queries = residues(rng, 3), residues(rng, 2)
+    file = index(words)
+    engine.check_index(file)
+    engine.check_queries(queries.tobytes(), 2)
+    answers = engine.answer(file, 1, 2, bytearray(queries.tobytes()), 2)
+    expected = naive_answers(words[1:], queries)
+    assert answers == [one.tobytes() for one in expected]
+    assert [len(one) for one in answers] == [2 * engine.answer_bytes_per_block] * 2
+    engine.forget(file)
+    words[2, 0, 0, 0, 0] = PARAMETERS.ring.primes[0]
+    with pytest.raises(ResidueError, match="index from block 0: got a residue that is not canonical, word 8192"):
+        engine.check_index(index(words))
+    engine.close()
+
+
+def test_hint_server_refuses_wrong_lengths(index: Callable[[np.ndarray], IndexFile], rng: np.random.Generator) -> None:
+    engine = HintServer(PARAMETERS)
+    file = index(residues(rng, 1))
+    for length in (BLOCK_BYTES - 4, BLOCK_BYTES + 4, 0):
+        with pytest.raises(ResidueError, match=f"got {length} bytes, expected {BLOCK_BYTES}"):
+            engine.check_index(IndexFile(file.path, 4096, length, 1))
+        with pytest.raises(ResidueError, match=f"got {length} bytes, expected {BLOCK_BYTES}"):
+            engine.check_queries(bytes(length), 1)
