@@ -26,62 +26,61 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from benchmarks.machine import describe, read_bandwidth_gb_s
 from benchmarks.subjects import Subject
 from benchmarks.timing import alternate
-from he_engine.encoding import Encoding
-from he_engine.params import Parameters, Profile
+from he_engine.params import Parameters
 
-F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 QUERIES = 10  #: for correctness
 SAMPLE_ROWS = 20  #: per-row TenSEAL
 PACKED_ROWS = 4096  #: dimension-packed TenSEAL
 FIRST_SEED = 1
 
 
-def make_data(rows: int, dim: int) -> tuple[F32, F32]:
+def make_data(rows: int, dim: int) -> tuple[F64, F64]:
     """Unit rows in overlapping clusters, and unit queries near some rows; seeded."""
     rng = np.random.default_rng(FIRST_SEED)
     centres = rng.standard_normal((256, dim), dtype=np.float32)
     data = centres[rng.integers(0, 256, rows)]
     data += rng.standard_normal((rows, dim), dtype=np.float32)
-    data /= np.linalg.norm(data, axis=1, keepdims=True)
-    queries = data[rng.integers(0, rows, QUERIES)] + 0.3 * rng.standard_normal((QUERIES, dim)) / np.sqrt(dim)
-    return data, (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    unit = data / np.linalg.norm(data.astype(np.float64), axis=1, keepdims=True)
+    queries = unit[rng.integers(0, rows, QUERIES)] + 0.3 * rng.standard_normal((QUERIES, dim)) / np.sqrt(dim)
+    return unit, queries / np.linalg.norm(queries, axis=1, keepdims=True)
 
 
-def check(subject: Subject, data: F32, queries: F32) -> dict[str, Any]:
+def check(subject: Subject, data: F64, queries: F64) -> dict[str, Any]:
     """Score error and recall of the whole encrypted path against float64; nothing is timed before this."""
     errors, found, identical = [], [], True
-    encoding = Encoding(subject.parameters) if isinstance(subject.parameters, Parameters) else None
-    exact = encoding is not None and subject.parameters.profile is Profile.EXACT  # type: ignore[union-attr]
-    integers = np.rint(data.astype(np.float64) * subject.parameters.quantiser) if exact else None  # type: ignore[union-attr]
+    hint = subject.parameters if isinstance(subject.parameters, Parameters) else None
+    s = hint.quantiser if hint is not None else 0  # 0: not `exact`
+    integers = np.rint(data * s) if s else None
     for vector in queries:
-        query = subject.client.query(vector.astype(np.float64))
+        query = subject.client.query(vector)
         scores = subject.scores(query, subject.answer(query))
-        truth = data.astype(np.float64) @ vector.astype(np.float64)
+        truth = data @ vector
         errors.append(scores - truth)
         best = np.argsort(-scores, kind="stable")[:10]
         threshold = np.partition(truth, len(truth) - 10)[len(truth) - 10]
         found.append(np.mean(truth[best] >= threshold))
         if integers is not None:
-            s = subject.parameters.quantiser  # type: ignore[union-attr]
-            wanted = integers @ np.rint(vector.astype(np.float64) * s) / float(s * s)
+            wanted = integers @ np.rint(vector * s) / float(s * s)
             identical = identical and bool(np.array_equal(scores, wanted))
     difference = np.concatenate(errors)
-    expected = subject.parameters.score_error_std if isinstance(subject.parameters, Parameters) else None
     return {
         "recall_at_10": float(np.mean(found)),
         "score_error_std": float(difference.std()),
         "score_error_max": float(np.abs(difference).max()),
-        "expected_score_error_std": expected,
-        "integer_identical": identical if exact else None,
+        "expected_score_error_std": hint.score_error_std if hint is not None else None,
+        "integer_identical": identical if s else None,
     }
 
 
-def plaintext_peers(data: F32, vector: F32, threads: int) -> dict[str, Any]:
-    """Callables that answer one query in plaintext: all scores (NumPy) or the ten best (FAISS)."""
+def plaintext_peers(rows: F64, query: F64, threads: int) -> dict[str, Any]:
+    """Callables that answer one query in float32 plaintext: all scores (NumPy) or the ten best (FAISS)."""
+    data, vector = rows.astype(np.float32), query.astype(np.float32)
     peers: dict[str, Any] = {"numpy": lambda: data @ vector}
     try:
         import faiss
@@ -95,7 +94,7 @@ def plaintext_peers(data: F32, vector: F32, threads: int) -> dict[str, Any]:
     return peers
 
 
-def tenseal_peers(data: F32, queries: F32) -> dict[str, Any]:
+def tenseal_peers(data: F64, queries: F64) -> dict[str, Any]:
     """Seconds a row of TenSEAL, per row and dimension-packed; {} where it is not installed."""
     try:
         from benchmarks import tenseal_peer
@@ -110,14 +109,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder:
         subject = Subject(Path(folder), data, arguments.engine, arguments.profile, arguments.stride, arguments.threads)
         figures = check(subject, data, queries)
-        query = subject.client.query(queries[0].astype(np.float64))
+        query = subject.client.query(queries[0])
         answer = subject.answer(query)
         candidates = {
             "server": lambda: subject.answer(query),
             **plaintext_peers(data, queries[0], arguments.threads),
         }
-        times = alternate(candidates, arguments.rounds)
-        vector = queries[0].astype(np.float64)
+        with threadpool_limits(arguments.threads):
+            times = alternate(candidates, arguments.rounds)
+        vector = queries[0]
         client = alternate(
             {"query": lambda: subject.client.query(vector), "recover": lambda: subject.scores(query, answer)},
             arguments.rounds,

@@ -25,7 +25,7 @@ class Subject:
     def __init__(
         self,
         folder: Path,
-        rows: NDArray[np.float32],
+        rows: NDArray[np.float64],
         engine: str,
         profile: str | None,
         stride: int | None,
@@ -38,7 +38,7 @@ class Subject:
         self.server = _server(self.parameters, threads)
         self._pool = ThreadPoolExecutor(threads)
         start = time.perf_counter()
-        encrypted = self.client.setup(rows.astype(np.float64))
+        encrypted = self.client.setup(rows)
         self.encrypt_s = time.perf_counter() - start
         path = folder / f"{engine}.index"
         path.write_bytes(encrypted.index)

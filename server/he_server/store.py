@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from he_engine.engine import Buffer, IndexFile
-from he_engine.errors import Conflict, FormatVersionError, HesearchError, NotFound, TamperedDataError
+from he_engine.errors import Conflict, HesearchError, NotFound, TamperedDataError
 from he_server import files
 from he_server.catalogue import Catalogue, CollectionRecord, Key, SegmentRecord, Totals
 from he_server.files import NewFile
@@ -110,9 +110,11 @@ class Store:
         removed: Callable[[IndexFile], None] = lambda _: None,
     ) -> None:
         self._clock_s = clock_s
-        self._folder = Folder(root)
-        try:
+        with contextlib.ExitStack() as opened:  # closed again if the rest of the start fails
+            self._folder = Folder(root)
+            opened.callback(self._folder.close)
             self._catalogue = Catalogue(self._folder.catalogue)
+            opened.callback(self._catalogue.close)
             self._folder.sync()
             self._lock = threading.Lock()  # between reading what is live and pinning it, nothing is committed
             self._pins = Pins(self._remove, removed)
@@ -122,9 +124,7 @@ class Store:
             self._folder.clean(keys)
             for key in keys:
                 self._load(key)
-        except BaseException:
-            self._folder.close()
-            raise
+            opened.pop_all()
 
     def _load(self, key: Key) -> None:
         """A damaged file stops nobody but those who need it; sending the segment again repairs it."""
@@ -134,7 +134,7 @@ class Store:
             if (description.collection_id, description.segment_id) != key:
                 raise TamperedDataError("segment file: it is another segment's")
             self._segments[key] = StoredSegment(description, path)
-        except (TamperedDataError, FormatVersionError) as error:
+        except HesearchError as error:
             _log.error("segment %s of collection %s: %s", key[1].hex(), key[0].hex(), error)
 
     # ---- collections -----------------------------------------------------------------------------------

@@ -1,0 +1,221 @@
+"""`hesearch serve` as an operator meets it: one ready line, a clean end, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+from he_server import cli
+from he_server.config import ServerConfig
+from he_server.grpc_server import GrpcServer, require_loopback, split_address
+from he_server.service import Service
+
+from he_engine.errors import InvalidInput, LimitExceeded, MissingExtra, Unavailable
+from tests.server_fixture import FakeClient, running
+
+
+class Served:
+    """A server in its own process, killed with the test if it is still there."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "he_server", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def end(self, number: int) -> tuple[int, str, str]:
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    served = Served("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--insecure", "--threads", "1")
+    yield served
+    served.process.kill()
+    served.process.communicate()
+
+
+def _create(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        create = channel.unary_unary(
+            "/hesearch.v1.HeSearch/CreateCollection",
+            request_serializer=pb.CreateCollectionRequest.SerializeToString,
+            response_deserializer=pb.Collection.FromString,
+        )
+        endpoint = None
+        request = FakeClient(endpoint).create_request()  # type: ignore[arg-type]
+        assert create(request, timeout=60).version == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ready_line_and_clean_end(served: Served, number: int, tmp_path: Path) -> None:
+    ready = served.line()
+    assert ready.startswith("listening on 127.0.0.1:")
+    _create(ready.removeprefix("listening on ").strip())
+    code, out, err = served.end(number)
+    assert (code, out, err) == (0, "", "")
+    with running(tmp_path / "data", over_grpc=False) as endpoint:
+        assert FakeClient(endpoint).describe().version == 1
+
+
+def test_a_second_server_on_the_folder_says_so(served: Served, tmp_path: Path) -> None:
+    served.line()
+    second = Served("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--insecure")
+    out, err = second.process.communicate(timeout=60)
+    assert (second.process.returncode, out) == (1, "")
+    assert f"another server (process {served.process.pid}) has it open" in err
+
+
+def test_a_killed_server_frees_the_folder(served: Served, tmp_path: Path) -> None:
+    _create(served.line().removeprefix("listening on ").strip())
+    served.end(signal.SIGKILL)
+    with running(tmp_path / "data", over_grpc=False) as endpoint:
+        assert FakeClient(endpoint).describe().version == 1
+
+
+def _arguments(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli.add_serve_parser(parser.add_subparsers())
+    return parser.parse_args(["serve", *arguments])
+
+
+def test_serve_is_a_subcommand(tmp_path: Path) -> None:
+    arguments = _arguments("--data", str(tmp_path))
+    assert arguments.run is cli.serve
+    assert (arguments.listen, arguments.insecure, arguments.threads) == ("127.0.0.1:50051", False, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--listen", "127.0.0.1:0"], "this version has no TLS; give --insecure"),
+        (["--listen", "0.0.0.0:0", "--insecure"], "served on loopback only"),
+        (["--listen", "[::]:0", "--insecure"], "served on loopback only"),
+        (["--listen", "127.0.0.1", "--insecure"], "expected host:port"),
+        (["--listen", "unix:/tmp/x", "--insecure"], "expected host:port"),
+        (["--listen", "127.0.0.1:65536", "--insecure"], "expected host:port"),
+        (["--listen", "127.0.0.1:0", "--insecure", "--threads", "0"], "threads: got 0"),
+    ],
+)
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], reason: str) -> None:
+    assert cli.serve(_arguments("--data", str(tmp_path / "data"), *options)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("hesearch serve: ")
+    assert reason in captured.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _arguments("--help")
+    assert caught.value.code == 0
+    assert "hesearch serve --data ./data --listen 127.0.0.1:0 --insecure" in capsys.readouterr().out
+
+
+def test_json(tmp_path: Path) -> None:
+    served = Served("--data", str(tmp_path), "--listen", "127.0.0.1:0", "--insecure", "--json")
+    ready = json.loads(served.line())
+    assert ready["listening"].startswith("127.0.0.1:")
+    assert ready["format_version"] == 1
+    assert served.end(signal.SIGTERM)[0] == 0
+
+
+# ---- addresses -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        ("127.0.0.1:1", ("127.0.0.1", 1)),
+        ("localhost:65535", ("localhost", 65535)),
+        ("[::1]:0", ("::1", 0)),
+    ],
+)
+def test_addresses(listen: str, expected: tuple[str, int]) -> None:
+    assert split_address(listen) == expected
+    require_loopback(listen, insecure=True)
+
+
+@pytest.mark.parametrize("listen", ["", ":1", "::1:1", "127.0.0.1:", "a:b:1", "[::1]", "127.0.0.1:-1"])
+def test_bad_addresses(listen: str) -> None:
+    with pytest.raises(InvalidInput, match="listen: got"):
+        split_address(listen)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "8.8.8.8:1", "[::]:0", "[fe80::1]:1"])
+def test_plaintext_only_on_loopback(listen: str) -> None:
+    with pytest.raises(InvalidInput):
+        require_loopback(listen, insecure=True)
+
+
+# ---- the port ------------------------------------------------------------------------------------------------
+def test_a_taken_port_is_an_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with Service(ServerConfig(data=tmp_path, listen=listen, insecure=True)) as service:
+            with pytest.raises(Unavailable, match="is taken"):
+                GrpcServer(service)
+
+
+def test_health_and_reflection(tmp_path: Path) -> None:
+    with running(tmp_path, over_grpc=True) as endpoint:
+        channel = endpoint._channel
+        check = health_pb2_grpc.HealthStub(channel).Check
+        for service in ("", "hesearch.v1.HeSearch"):
+            answer = check(health_pb2.HealthCheckRequest(service=service), timeout=60)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        (listed,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        assert "hesearch.v1.HeSearch" in {s.name for s in listed.list_services_response.service}
+
+
+def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "grpc_health"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "grpc_health", None)
+    with Service(ServerConfig(data=tmp_path, listen="127.0.0.1:0", insecure=True)) as service:
+        with pytest.raises(MissingExtra, match=r"pip install 'hesearch\[server\]'"):
+            GrpcServer(service)
+
+
+def test_more_calls_than_admitted_are_refused(tmp_path: Path) -> None:
+    """By gRPC itself, before our code: the client sees LimitExceeded all the same."""
+    with running(tmp_path, over_grpc=True, calls=1) as endpoint:
+        client = FakeClient(endpoint).create()
+        assert endpoint.stub is not None
+        reading, writing = os.pipe()
+
+        def stalled() -> Iterator[pb.WriteSegmentRequest]:
+            yield client.segment().requests()[0]
+            os.read(reading, 1)
+            os.close(reading)
+
+        held = endpoint.stub.WriteSegment.future(stalled(), timeout=60)
+        try:
+            with pytest.raises(LimitExceeded):
+                while True:  # until the held call has reached the server
+                    client.describe()
+        finally:
+            held.cancel()
+            os.write(writing, b"x")
+            os.close(writing)
+
+
+def test_channel_options_are_plain() -> None:
+    assert dict(wire.CHANNEL_OPTIONS)["grpc.max_receive_message_length"] > wire.MAX_MANIFEST_BYTES + (2 << 20)

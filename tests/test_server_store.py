@@ -1,0 +1,388 @@
+"""The store: what is on the disk, what a crash or a full disk may leave, and what is refused when it is read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from he_server import files
+from he_server.catalogue import CollectionRecord
+from he_server.config import ServerConfig
+from he_server.segment_file import Description, SegmentWriter, read_description, verify
+from he_server.store import Snapshot, Store
+
+from he_engine.engine import IndexFile
+from he_engine.errors import (
+    FormatVersionError,
+    HesearchError,
+    InvalidInput,
+    LimitExceeded,
+    NotFound,
+    TamperedDataError,
+    Unavailable,
+)
+
+COLLECTION = b"c" * 16
+DIGEST = b"d" * 32
+RECORD = CollectionRecord("notes", COLLECTION, b"parameters", DIGEST, 1)
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _description(contents: list[bytes]) -> Description:
+    table = ((kind + 1, len(data), _sha256(data)) for kind, data in enumerate(contents))
+    return Description.of(COLLECTION, DIGEST, 2, table)
+
+
+def _upload(store: Store, contents: list[bytes]) -> bytes:
+    with store.upload(_description(contents)) as upload:
+        upload.write(b"".join(contents))
+        upload.finish()
+        upload.publish()
+    return upload.description.segment_id
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    store.create(RECORD, b"sealed", 10)
+    yield store
+    store.close()
+
+
+def _path(root: Path, segment_id: bytes) -> Path:
+    return root / "segments" / COLLECTION.hex() / segment_id.hex()
+
+
+# ---- the segment file ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "contents",
+    [[b"i"], [b"i" * 4096, b"h"], [b"i" * 4097, b"", b"r" * 8192, b"", b"p"], [b"i" * 10, b"h" * 10, b"", b"", b""]],
+)
+def test_layout(store: Store, tmp_path: Path, contents: list[bytes]) -> None:
+    path = _path(tmp_path, _upload(store, contents))
+    description = verify(path)
+    raw = path.read_bytes()
+    assert raw[:8] == b"HESEARCH"
+    assert len(raw) == description.file_bytes
+    assert description == _description(contents)
+    for part, content in zip(description.parts, contents, strict=True):
+        assert part.offset_bytes % 4096 == 0
+        assert raw[part.offset_bytes : part.end_bytes] == content
+    assert (description.index_bytes, description.stored_bytes) == (len(contents[0]), len(b"".join(contents)))
+
+
+def test_header_vector() -> None:
+    """Version 1, field by field as the module's text has it."""
+    header = _description([b"index", b"hint"]).header()
+    assert header[:16] == b"HESEARCH" + b"\1\0\0\0" + b"\2\0\0\0"
+    assert header[16:64] == DIGEST + COLLECTION
+    assert header[96:104] == (2).to_bytes(8, "little")
+    first = b"\1\0\0\0" + bytes(4) + (4096).to_bytes(8, "little") + (5).to_bytes(8, "little") + _sha256(b"index")
+    assert header[104 : 104 + 56] == first
+    assert header[216:248] == _sha256(header[:216])
+    assert header[248:] == bytes(4096 - 248)
+    assert _sha256(header).hex() == "70a8b509aaa9d5abd7829417a3f8c178302ec71db498ba34330a7074153bc27f"
+
+
+def test_every_flipped_header_bit_is_found(store: Store, tmp_path: Path) -> None:
+    path = _path(tmp_path, _upload(store, [b"index", b"hint"]))
+    raw = path.read_bytes()
+    for position in [*range(256), 1000, 4095]:
+        altered = bytearray(raw)
+        altered[position] ^= 1 << position % 8
+        path.write_bytes(altered)
+        with pytest.raises((TamperedDataError, FormatVersionError)):
+            read_description(path)
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-1], lambda raw: raw + b"x", lambda raw: raw[:100], lambda _: b""])
+def test_wrong_lengths_are_found(store: Store, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    path = _path(tmp_path, _upload(store, [b"index", b"hint"]))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(TamperedDataError):
+        read_description(path)
+
+
+def test_a_crafted_header_is_refused(store: Store, tmp_path: Path) -> None:
+    """With a right checksum, but lengths that no file has."""
+    path = _path(tmp_path, _upload(store, [b"index"]))
+    header = bytearray(path.read_bytes()[:160])
+    header[120:128] = b"\xff" * 8
+    path.write_bytes((bytes(header) + _sha256(bytes(header))).ljust(4096, b"\0"))
+    with pytest.raises(TamperedDataError, match="longer than a file can be"):
+        read_description(path)
+
+
+def test_another_version_is_named(store: Store, tmp_path: Path) -> None:
+    path = _path(tmp_path, _upload(store, [b"index"]))
+    raw = bytearray(path.read_bytes())
+    raw[8] = 2
+    path.write_bytes(raw)
+    with pytest.raises(FormatVersionError, match="got format version 2, expected 1"):
+        read_description(path)
+
+
+def test_every_flipped_part_bit_is_found(store: Store, tmp_path: Path) -> None:
+    path = _path(tmp_path, _upload(store, [b"index", b"hint"]))
+    raw = path.read_bytes()
+    for position in [*range(4096, 4101), *range(8192, 8196)]:
+        altered = bytearray(raw)
+        altered[position] ^= 128
+        path.write_bytes(altered)
+        read_description(path)
+        with pytest.raises(TamperedDataError, match="does not match its digest"):
+            verify(path)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4096, 10000])
+def test_writer_takes_any_pieces(tmp_path: Path, step: int) -> None:
+    contents = [b"i" * 4098, b"h" * 7, b"", b"f" * 4096]
+    data = b"".join(contents)
+    with files.NewFile(tmp_path) as file:
+        writer = SegmentWriter(_description(contents), file)
+        for start in range(0, len(data), step):
+            writer.write(memoryview(data)[start : start + step])
+        writer.finish()
+        assert verify(file.path) == _description(contents)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- starting ------------------------------------------------------------------------------------------------
+def test_two_servers_on_one_folder_are_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=rf"another server \(process {os.getpid()}\) has it open"):
+        Store(tmp_path)
+    assert store.find("notes")
+
+
+def test_the_folder_is_free_again_after_close(tmp_path: Path) -> None:
+    for _ in range(2):
+        Store(tmp_path).close()
+
+
+def test_only_the_owner_may_look(store: Store, tmp_path: Path) -> None:
+    path = _path(tmp_path, _upload(store, [b"index"]))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for folder in ("segments", "incoming"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+
+
+def test_a_start_removes_what_a_crash_left(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create(RECORD, b"sealed", 10)
+    kept = _upload(store, [b"index"])
+    store.close()
+    unfinished = tmp_path / "incoming" / "0123.part"
+    unnamed = _path(tmp_path, bytes(32))
+    elsewhere = tmp_path / "segments" / (b"x" * 16).hex() / "y"
+    elsewhere.parent.mkdir()
+    for path in (unfinished, unnamed, elsewhere):
+        path.write_bytes(b"garbage")
+    store = Store(tmp_path)
+    assert store.has((COLLECTION, kept))
+    assert not [path for path in (unfinished, unnamed, elsewhere, elsewhere.parent) if path.exists()]
+    store.close()
+
+
+def test_orphans_are_collected_after_a_day(tmp_path: Path) -> None:
+    """What was uploaded and not committed; what was sent again counts as new, what is live stays."""
+    now = 1e9
+
+    def opened() -> Store:
+        return Store(tmp_path, orphan_age_s=24 * 3600, clock_s=lambda: now)
+
+    store = opened()
+    store.create(RECORD, b"sealed", 10)
+    live, orphan, retried = (_upload(store, [name]) for name in (b"live", b"orphan", b"retried"))
+    store.commit(RECORD, 1, b"sealed 2", [live])
+    now += 20 * 3600
+    assert store.has((COLLECTION, retried))
+    store.close()
+    now += 3 * 3600
+    store = opened()
+    assert all(_path(tmp_path, segment).exists() for segment in (live, orphan, retried))
+    store.close()
+    now += 2 * 3600
+    store = opened()
+    assert [_path(tmp_path, segment).exists() for segment in (live, orphan, retried)] == [True, False, True]
+    assert not store.has((COLLECTION, orphan))
+    store.close()
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    with sqlite3.connect(tmp_path / "catalogue.sqlite") as database:
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    with pytest.raises(FormatVersionError, match="got schema version 2, expected 1"):
+        Store(tmp_path)
+
+
+def test_a_foreign_database_is_refused(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "catalogue.sqlite")
+    database.execute("PRAGMA user_version = 1")
+    database.execute("CREATE TABLE x (y)")
+    database.close()
+    with pytest.raises(FormatVersionError, match="not one of ours"):
+        Store(tmp_path)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "catalogue.sqlite").write_bytes(b"x" * 4096)
+    with pytest.raises(TamperedDataError, match="catalogue: the file is damaged"):
+        Store(tmp_path)
+    (tmp_path / "catalogue.sqlite").unlink()
+    Store(tmp_path).close()
+
+
+def test_a_segment_file_in_anothers_place_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create(RECORD, b"sealed", 10)
+    first, second = _upload(store, [b"first"]), _upload(store, [b"second"])
+    store.close()
+    _path(tmp_path, second).write_bytes(_path(tmp_path, first).read_bytes())
+    store = Store(tmp_path)
+    assert store.has((COLLECTION, first))
+    assert not store.has((COLLECTION, second))
+    store.close()
+
+
+# ---- a disk that fails ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("function", ["write", "fsync", "rename"])
+def test_a_failing_disk_stores_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, "disk")
+
+    expected = Unavailable if number == errno.EIO else LimitExceeded
+    with monkeypatch.context() as patched:
+        patched.setattr(Path if function == "rename" else os, function, fail)
+        with pytest.raises(expected, match="storage: .*nothing was changed"):
+            _upload(store, [b"index"])
+    assert list((tmp_path / "incoming").iterdir()) == []
+    assert not list((tmp_path / "segments").rglob("*/*"))
+    assert not store.has((COLLECTION, _description([b"index"]).segment_id))
+    _upload(store, [b"index"])
+
+
+def test_a_failing_folder_sync_stores_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has its name by then, and loses it again."""
+    _upload(store, [b"first"])
+    with monkeypatch.context() as patched:
+
+        def fail(_: Path) -> None:
+            raise OSError(errno.EIO, "disk")
+
+        patched.setattr(files, "sync_folder", fail)
+        with pytest.raises(Unavailable):
+            _upload(store, [b"index"])
+    segment_id = _description([b"index"]).segment_id
+    assert not _path(tmp_path, segment_id).exists()
+    with pytest.raises(NotFound):
+        store.commit(RECORD, 1, b"sealed 2", [segment_id])
+
+
+def test_a_full_catalogue_changes_nothing(store: Store) -> None:
+    pages = store._catalogue._db.execute("PRAGMA page_count").fetchone()[0]
+    store._catalogue._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(LimitExceeded, match="catalogue: no room left"):
+        store.commit(RECORD, 1, bytes(1 << 20), [])
+    assert store.manifest("notes")[0].version == 1
+    store._catalogue._db.execute("PRAGMA max_page_count = 1000000")
+    assert store.commit(RECORD, 1, bytes(1 << 20), []) == 2
+
+
+def test_a_closed_store_raises_errors_of_ours(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.close()
+    with pytest.raises(Unavailable, match="catalogue"):
+        store.find("notes")
+
+
+# ---- pins ----------------------------------------------------------------------------------------------------
+def test_retired_files_wait_for_their_readers(tmp_path: Path) -> None:
+    removed: list[IndexFile] = []
+    store = Store(tmp_path, removed=removed.append)
+    store.create(RECORD, b"sealed", 10)
+    segment = _upload(store, [b"index"])
+    path = _path(tmp_path, segment)
+    store.commit(RECORD, 1, b"sealed 2", [segment])
+    with store.snapshot(RECORD, 2) as first, store.segment(RECORD, segment) as second:
+        assert first.segments[0].index.path == path
+        store.commit(RECORD, 2, b"sealed 3", [])
+        second.close()
+        second.close()
+        assert path.exists()
+        assert not removed
+    assert not path.exists()
+    assert [index.path for index in removed] == [path]
+    store.close()
+
+
+def test_a_segment_sent_again_while_its_old_file_is_read(store: Store, tmp_path: Path) -> None:
+    """The last reader of the retired file must not take the new one with it."""
+    segment = _upload(store, [b"index"])
+    store.commit(RECORD, 1, b"sealed 2", [segment])
+    with store.snapshot(RECORD, 2):
+        store.commit(RECORD, 2, b"sealed 3", [])
+        assert not store.has((COLLECTION, segment))
+        assert _upload(store, [b"index"]) == segment
+    assert verify(_path(tmp_path, segment))
+    assert store.commit(RECORD, 3, b"sealed 4", [segment]) == 4
+    with store.snapshot(RECORD, 4) as snapshot:
+        assert [stored.description.segment_id for stored in snapshot.segments] == [segment]
+
+
+def test_a_drop_during_an_upload(store: Store, tmp_path: Path) -> None:
+    with store.upload(_description([b"index"])) as upload:
+        upload.write(b"index")
+        upload.finish()
+        store.drop(store.find("notes"))
+        with pytest.raises(NotFound, match="dropped meanwhile"):
+            upload.publish()
+    assert not _path(tmp_path, upload.description.segment_id).exists()
+
+
+def test_a_snapshot_is_one_version(store: Store) -> None:
+    store.commit(RECORD, 1, b"sealed 2", [_upload(store, [b"a"])])
+    for version in (1, 3):
+        with pytest.raises(HesearchError, match="the manifest is at version 2"):
+            store.snapshot(RECORD, version)
+    snapshot: Snapshot
+    with store.snapshot(RECORD, 2) as snapshot:
+        assert snapshot.record.version == 2
+
+
+# ---- configuration -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("field", ["threads", "calls", "max_dim", "max_queries", "max_segments", "max_collections"])
+def test_limits_are_positive(tmp_path: Path, field: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{field}: got 0"):
+        ServerConfig(data=tmp_path, **{field: 0})  # type: ignore[arg-type]
+
+
+def test_a_manifest_must_fit_a_message(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="max_manifest_bytes"):
+        ServerConfig(data=tmp_path, max_manifest_bytes=1 << 30)
+
+
+def test_opening_makes_nothing_of_arrays(tmp_path: Path) -> None:
+    """A written array's memory is taken as it lies."""
+    words = np.arange(1024, dtype="<u4")
+    with files.NewFile(tmp_path) as file:
+        file.append(memoryview(words).cast("B"))
+        assert files.read(file.path, 4, 4) == b"\1\0\0\0"
+        with pytest.raises(TamperedDataError, match="ends 4 bytes too early"):
+            files.read(file.path, 4092, 8)
+    with pytest.raises(TamperedDataError, match="missing"):
+        files.size_bytes(file.path)
