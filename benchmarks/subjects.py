@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from he_client.engines import choose_parameters, generate_state, make_engine
 from numpy.typing import NDArray
 
+from he_client.engines import choose_parameters, generate_state, make_engine
 from he_engine.engine import ClientEngine, IndexFile, ServerEngine
 from he_engine.keys import RootKey
 from he_engine.params import Parameters

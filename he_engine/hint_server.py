@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from he_engine.kernels._answer import AnswerKernel
 from numpy.typing import NDArray
 
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import ResidueError
+from he_engine.kernels._answer import AnswerKernel
 from he_engine.params import TILE, Parameters
 
 _CHECK_BYTES = 32 << 20  #: of index looked at in one call of the kernel

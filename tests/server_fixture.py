@@ -12,6 +12,11 @@ from typing import Any
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
+
+from he_engine.errors import HesearchError
+from he_engine.kernels.naive import NaiveKernel
+from he_engine.params import TILE, Parameters
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
@@ -19,11 +24,6 @@ from he_server.config import ServerConfig
 from he_server.engines import EngineMaker
 from he_server.grpc_server import GrpcServer
 from he_server.service import LocalCall, Service
-from numpy.typing import NDArray
-
-from he_engine.errors import HesearchError
-from he_engine.kernels.naive import NaiveKernel
-from he_engine.params import TILE, Parameters
 
 METHODS = pb.DESCRIPTOR.services_by_name["HeSearch"].methods
 PARAMETERS = Parameters.choose("compact", 4, 2)  # N = 2048, P = 1, I = 2, B = 1024: 16 KiB a block, 4 KiB an answer

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from he_client.cli import build_parser, main
 
+from he_client.cli import build_parser, main
 from tests.conftest import unit_rows
 
 DIM = 8

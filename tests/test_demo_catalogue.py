@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from he_client.demo.catalogue import Catalogue, load_catalogue
 
+from he_client.demo.catalogue import Catalogue, load_catalogue
 from he_engine.errors import InvalidInput, MissingExtra
 
 

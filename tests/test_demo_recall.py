@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from he_client.demo.plaintext import PlaintextSearch
 from he_client.demo.recall import CHUNK, hit_share, inner_products, kth_best, recall
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from he_client.cli import main
 from he_client.demo.choices import QUESTIONS
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from he_client import Client
 from he_client.demo import server_process
 from he_client.demo.server_process import ServerProcess
-
 from he_engine.errors import Unavailable
 
 READY = "import signal; print('listening on 127.0.0.1:1', flush=True); signal.pause()"

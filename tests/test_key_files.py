@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from he_client import AlreadyExists, CollectionKey, FormatVersionError, InvalidInput, NotFound, WrongKeyError
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from he_proto import wire
-from he_proto.chunks import CHUNK_BYTES, chunks, joined
-from he_proto.v1 import hesearch_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +23,9 @@ from he_engine.errors import (
     Unavailable,
 )
 from he_engine.params import Parameters
+from he_proto import wire
+from he_proto.chunks import CHUNK_BYTES, chunks, joined
+from he_proto.v1 import hesearch_pb2 as pb
 from tests.server_fixture import PARAMETERS, all_errors
 
 PROTO = Path(__file__).resolve().parent.parent / "proto"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from he_client import (
     AlreadyExists,
     Client,
@@ -23,7 +24,6 @@ from he_client import (
     WrongKeyError,
 )
 from he_proto.v1 import hesearch_pb2 as pb
-
 from tests.conftest import unit_rows
 from tests.sdk_fixture import connect, grpc_address
 

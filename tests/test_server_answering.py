@@ -12,6 +12,19 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from he_engine.engine import Buffer, IndexFile, ServerEngine
+from he_engine.errors import (
+    Conflict,
+    HesearchError,
+    LimitExceeded,
+    ResidueError,
+    TamperedDataError,
+    Unavailable,
+)
+from he_engine.hint_server import HintServer
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import answering
@@ -19,12 +32,6 @@ from he_server.answering import blocks_per_unit, units
 from he_server.segment_file import Description
 from he_server.service import Service
 from he_server.store import StoredSegment
-from hypothesis import given
-from hypothesis import strategies as st
-
-from he_engine.engine import Buffer, IndexFile, ServerEngine
-from he_engine.errors import Conflict, HesearchError, ResidueError, Unavailable
-from he_engine.hint_server import HintServer
 from tests.server_fixture import BLOCK_BYTES, PARAMETERS, FakeClient, naive_answers, residues, running
 
 
@@ -294,7 +301,86 @@ def test_concurrent_uploads_of_one_segment(tmp_path: Path) -> None:
         assert not list((tmp_path / "incoming").iterdir())
 
 
-# ---- the engine ----------------------------------------------------------------------------------------------
+def test_a_repaired_index_is_mapped_anew(tmp_path: Path) -> None:
+    """Its bytes were altered on the disk after it had been mapped; the answers after the repair are right."""
+    with running(tmp_path, over_grpc=False) as endpoint:
+        client = FakeClient(endpoint).create()
+        segment = client.segment(2)
+        client.write(segment)
+        client.commit(1, [segment])
+        queries = residues(client.rng, 1)
+        before = client.answer(2, queries)[segment.id]
+        path = tmp_path / "segments" / client.collection_id.hex() / segment.id.hex()
+        with path.open("r+b") as file:
+            file.seek(4096 + 400)
+            file.write(b"\0\0\0\1" * 10)
+        assert not np.array_equal(client.answer(2, queries)[segment.id], before), "clients would refuse this"
+        with pytest.raises(TamperedDataError):
+            client.read_part(segment, pb.PART_KIND_INDEX)
+        with pytest.raises(TamperedDataError, match="sending it again repairs it"):
+            client.answer(2, queries)
+        client.write(segment)
+        assert np.array_equal(client.answer(2, queries)[segment.id], before)
+
+
+# ---- other engines -------------------------------------------------------------------------------------------
+def _tenseal_request(dim: int) -> tuple[pb.CreateCollectionRequest, wire.TensealParameters]:
+    parameters = wire.TensealParameters(dim=dim)
+    request = pb.CreateCollectionRequest(
+        context=wire.context(f"dim{dim}", parameters.digest),
+        collection_id=dim.to_bytes(16, "little"),
+        parameters=wire.parameters_to_wire(parameters),
+        sealed_manifest=b"sealed",
+    )
+    return request, parameters
+
+
+def test_tenseal_engines_are_few(tmp_path: Path) -> None:
+    """Each has processes of its own, and a client chooses the dimension."""
+    with running(tmp_path, over_grpc=False, make_engine=lambda _: SlowEngine()) as endpoint:
+        for dim in range(1, 9):
+            endpoint.call("CreateCollection", _tenseal_request(dim)[0])
+        with pytest.raises(LimitExceeded, match="8 other dimensions"):
+            endpoint.call("CreateCollection", _tenseal_request(9)[0])
+
+
+def test_tenseal_answers(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Random ciphertexts, answered through the service and by the engine alone: the same bytes."""
+    pytest.importorskip("tenseal")
+    from he_engine.tenseal_format import ANSWER_BYTES, DEGREE, MODULUS, SEED_BYTES
+    from he_engine.tenseal_server import TensealServer
+
+    def ciphertexts(count: int) -> bytes:
+        return b"".join(rng.integers(0, MODULUS, DEGREE, "<u8").tobytes() + rng.bytes(SEED_BYTES) for _ in range(count))
+
+    request, parameters = _tenseal_request(2)
+    with running(tmp_path, over_grpc=True) as endpoint:
+        endpoint.call("CreateCollection", request)
+        index, queries = ciphertexts(3 * 2), ciphertexts(2 * 2)
+        name, digest = request.context.collection, parameters.digest
+        header = wire.segment_header(name, request.collection_id, digest, 3, {pb.PART_KIND_INDEX: index})
+        endpoint.call("WriteSegment", list(wire.segment_requests(header, [index])))
+        commit = pb.CommitManifestRequest(
+            context=request.context,
+            collection_id=request.collection_id,
+            expected_version=1,
+            sealed_manifest=b"sealed 2",
+            live_segments=[header.segment_id],
+        )
+        endpoint.call("CommitManifest", commit)
+        ask = pb.AnswerHeader(context=request.context, collection_id=request.collection_id, version=2, queries=2)
+        pieces = endpoint.call("Answer", list(wire.answer_requests(ask, [queries])))
+        path = next((tmp_path / "segments").rglob(header.segment_id.hex()))
+        alone = TensealServer(2, 1)
+        expected = alone.answer(IndexFile(path, 4096, len(index), 3), 0, 3, queries, 2)
+        alone.close()
+    assert sum(piece.blocks for piece in pieces) == 2 * 3
+    for piece in pieces:
+        first = piece.first_block * ANSWER_BYTES
+        assert piece.residues == expected[piece.query][first : first + piece.blocks * ANSWER_BYTES]
+
+
+# ---- the hint engine ----------------------------------------------------------------------------------------------
 @pytest.fixture
 def index(tmp_path: Path) -> Callable[[np.ndarray], IndexFile]:
     def write(words: np.ndarray) -> IndexFile:

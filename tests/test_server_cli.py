@@ -16,14 +16,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from he_engine.errors import InvalidInput, LimitExceeded, MissingExtra, Unavailable
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import cli
 from he_server.config import ServerConfig
 from he_server.grpc_server import GrpcServer, require_loopback, split_address
 from he_server.service import Service
-
-from he_engine.errors import InvalidInput, LimitExceeded, MissingExtra, Unavailable
 from tests.server_fixture import FakeClient, running
 
 
@@ -168,9 +168,9 @@ def test_plaintext_only_on_loopback(listen: str) -> None:
 def test_a_taken_port_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        with Service(ServerConfig(data=tmp_path, listen=listen, insecure=True)) as service:
-            with pytest.raises(Unavailable, match="is taken"):
-                GrpcServer(service)
+        config = ServerConfig(data=tmp_path, listen=listen, insecure=True)
+        with Service(config) as service, pytest.raises(Unavailable, match="is taken"):
+            GrpcServer(service)
 
 
 def test_health_and_reflection(tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in [name for name in sys.modules if name.partition(".")[0] == "grpc_health"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "grpc_health", None)
-    with Service(ServerConfig(data=tmp_path, listen="127.0.0.1:0", insecure=True)) as service:
-        with pytest.raises(MissingExtra, match=r"pip install 'hesearch\[server\]'"):
-            GrpcServer(service)
+    config = ServerConfig(data=tmp_path, listen="127.0.0.1:0", insecure=True)
+    with Service(config) as service, pytest.raises(MissingExtra, match=r"pip install 'hesearch\[server\]'"):
+        GrpcServer(service)
 
 
 def test_more_calls_than_admitted_are_refused(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
 
 from he_engine.errors import (
     AlreadyExists,
@@ -25,6 +23,8 @@ from he_engine.errors import (
     TamperedDataError,
 )
 from he_engine.params import Parameters
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 from tests.server_fixture import (
     BLOCK_BYTES,
     PARAMETERS,
@@ -39,7 +39,12 @@ from tests.server_fixture import (
 
 @pytest.fixture(params=["embedded", "grpc"])
 def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Endpoint]:
-    limits = {"max_segment_bytes": 8 * BLOCK_BYTES, "max_dim": 64, "max_segments": 3, "max_collections": 4}
+    limits: dict[str, Any] = {
+        "max_segment_bytes": 8 * BLOCK_BYTES,
+        "max_dim": 64,
+        "max_segments": 3,
+        "max_collections": 4,
+    }
     with running(tmp_path, over_grpc=request.param == "grpc", max_queries=5, **limits) as endpoint:
         yield endpoint
 
@@ -505,10 +510,13 @@ def test_damaged_files_are_reported_and_repaired(tmp_path: Path) -> None:
             client.answer(2, queries)
         with pytest.raises(TamperedDataError, match="is damaged"):
             client.read_part(segment, pb.PART_KIND_ROWS)
+        assert client.write(other).existed, "nobody has noticed yet"
         with pytest.raises(TamperedDataError, match="part HINT does not match its digest"):
             client.read_part(other, pb.PART_KIND_HINT)
+        assert not client.write(other).existed
         assert not client.write(segment).existed
-        assert client.read_part(segment, pb.PART_KIND_ROWS) == segment.contents[pb.PART_KIND_ROWS]
+        for repaired in (segment, other):
+            assert client.read_part(repaired, pb.PART_KIND_HINT) == repaired.contents[pb.PART_KIND_HINT]
         assert set(client.answer(2, queries)) == {segment.id, other.id}
 
 

@@ -12,11 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from he_server import files
-from he_server.catalogue import CollectionRecord
-from he_server.config import ServerConfig
-from he_server.segment_file import Description, SegmentWriter, read_description, verify
-from he_server.store import Snapshot, Store
 
 from he_engine.engine import IndexFile
 from he_engine.errors import (
@@ -28,6 +23,11 @@ from he_engine.errors import (
     TamperedDataError,
     Unavailable,
 )
+from he_server import files
+from he_server.catalogue import CollectionRecord
+from he_server.config import ServerConfig
+from he_server.segment_file import Description, SegmentWriter, read_description, verify
+from he_server.store import Snapshot, Store
 
 COLLECTION = b"c" * 16
 DIGEST = b"d" * 32
@@ -268,7 +268,7 @@ def test_a_failing_disk_stores_nothing(
     expected = Unavailable if number == errno.EIO else LimitExceeded
     with monkeypatch.context() as patched:
         patched.setattr(Path if function == "rename" else os, function, fail)
-        with pytest.raises(expected, match="storage: .*nothing was changed"):
+        with pytest.raises(expected, match=r"storage: .*nothing was changed"):
             _upload(store, [b"index"])
     assert list((tmp_path / "incoming").iterdir()) == []
     assert not list((tmp_path / "segments").rglob("*/*"))

@@ -8,9 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
-
 from he_client.cache import PartCache
 from he_client.collection import Collection, PayloadMode
 from he_client.engines import choose_parameters, generate_state
@@ -20,6 +17,8 @@ from he_client.results import CollectionInfo
 from he_client.transport import GrpcTransport, Transport, with_retries
 from he_engine.errors import InvalidInput
 from he_engine.keys import RootKey
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 
 TIMEOUT_S = 120.0
 

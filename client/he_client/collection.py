@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
 from numpy.typing import ArrayLike
 
 from he_client.cache import PartCache
@@ -30,6 +28,8 @@ from he_engine.errors import (
     Unavailable,
 )
 from he_engine.keys import RootKey
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 
 SEGMENT_BYTES = 64 << 20  #: index bytes of one segment; two are in memory while inserting
 MAX_REBASES = 16

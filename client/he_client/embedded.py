@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from he_engine.errors import HesearchError
 from he_proto import wire
 from he_server.config import ServerConfig
 from he_server.service import LocalCall, Service
-
-from he_engine.errors import HesearchError
 
 _MEMORY = Path("/dev/shm")
 

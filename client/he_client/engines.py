@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from he_proto import wire
-
 from he_engine.engine import ClientEngine, EngineKind
 from he_engine.errors import ParameterError
 from he_engine.keys import RootKey
 from he_engine.params import Parameters
+from he_proto import wire
 
 
 def choose_parameters(engine: str, profile: str | None, dim: int, stride: int | None) -> wire.PublicParameters:

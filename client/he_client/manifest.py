@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
-
 from he_client.metrics import Space
 from he_engine.errors import FormatVersionError, RollbackError, TamperedDataError, WrongKeyError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.sealing import seal, unseal
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 
 PURPOSE = "manifest"
 EPOCH = 0

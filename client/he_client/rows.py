@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from he_proto.v1 import hesearch_pb2 as pb
 from numpy.typing import NDArray
 
 from he_client.results import Payload, RowId
 from he_engine.errors import DimensionError, DuplicateIdError, InvalidInput, TamperedDataError
+from he_proto.v1 import hesearch_pb2 as pb
 
 MAX_ID_BYTES = 1024
 

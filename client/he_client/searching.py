@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
 from numpy.typing import NDArray
 
 from he_client.manifest import Manifest
@@ -18,6 +16,8 @@ from he_client.segments import Segment, SegmentStore
 from he_client.transport import Transport, with_retries
 from he_engine.engine import MAX_QUERIES, ClientEngine
 from he_engine.errors import TamperedAnswerError
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 
 F64 = NDArray[np.float64]
 HEAD_BYTES = 16

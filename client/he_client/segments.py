@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
 from numpy.typing import NDArray
 
 from he_client.cache import PartCache
@@ -20,6 +18,8 @@ from he_engine.engine import Buffer, ClientEngine, EncryptedRows
 from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.sealing import seal, seal_records, unseal, unseal_record
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 
 Contents: TypeAlias = dict[pb.PartKind, Buffer]
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import grpc
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2_grpc
 
 from he_engine.errors import Unavailable
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2_grpc
 
 T = TypeVar("T")
 

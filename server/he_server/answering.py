@@ -15,16 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 
-from he_proto.wire import CHUNK_BYTES
-
 from he_engine.engine import Buffer, ServerEngine
 from he_engine.errors import Unavailable
+from he_proto.wire import CHUNK_BYTES
 from he_server.store import StoredSegment
 
-UNIT_INDEX_BYTES = 32 << 20  #: of index in one unit: 2 ms at 16 GB/s
+UNIT_INDEX_BYTES = 32 << 20  #: of index in one unit: 2 ms of one core for one query
 UNIT_ANSWER_BYTES = 8 << 20
 _MIN_INDEX_BYTES = 1 << 20  #: under this, handing out a unit costs more than computing it
-_FREE_QUERIES = 4  #: that cost about the time of reading the index
+_FREE_QUERIES = 16  #: that a unit of full size may have: 15 ms of one core
 _POLL_S = 0.1  #: between looks for cancellation while units run
 
 

@@ -10,11 +10,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
-
 from he_engine.engine import ServerEngine
 from he_engine.errors import InvalidInput, LimitExceeded
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
 from he_server.segment_file import Description, PartEntry
 

@@ -11,9 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from he_proto.wire import FORMAT_VERSION
-
 from he_engine.errors import HesearchError
+from he_proto.wire import FORMAT_VERSION
 from he_server.config import ServerConfig
 from he_server.grpc_server import GrpcServer, require_loopback
 from he_server.service import Service

@@ -6,11 +6,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from he_proto.wire import MAX_MANIFEST_BYTES
-
 from he_engine.engine import MAX_QUERIES
 from he_engine.errors import InvalidInput
 from he_engine.params import MAX_DIM
+from he_proto.wire import MAX_MANIFEST_BYTES
 
 
 def _cores() -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from he_proto.wire import PublicParameters, TensealParameters
-
 from he_engine.engine import IndexFile, ServerEngine
 from he_engine.errors import LimitExceeded
 from he_engine.params import Parameters
+from he_proto.wire import PublicParameters, TensealParameters
 from he_server.config import ServerConfig
 
 MAX_TENSEAL_ENGINES = 8  #: each has worker processes
@@ -40,6 +39,11 @@ class Engines:
         self._lock = threading.Lock()
         self._engines: dict[bytes, ServerEngine] = {}
         self._tenseal = 0
+
+    def find(self, parameter_digest: bytes) -> ServerEngine | None:
+        """The engine, if it has been made."""
+        with self._lock:
+            return self._engines.get(parameter_digest)
 
     def get(self, parameters: PublicParameters) -> ServerEngine:
         """Raises MissingExtra; LimitExceeded for the ninth dimension of TenSEAL collections."""

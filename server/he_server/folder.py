@@ -68,14 +68,15 @@ class Folder:
     def clean(self, keys: Iterable[Key]) -> None:
         """Removes all that is not the file of one of these segments: what was under way when a server died."""
         wanted = {self.path(key) for key in keys}
-        for path in self.incoming.iterdir():
-            files.remove(path)
-        for folder in self.segments.iterdir():
-            for path in folder.iterdir():
-                if path not in wanted:
-                    files.remove(path)
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # where it is empty
+        with files.storage_errors("cleaning the data folder"):
+            for path in self.incoming.iterdir():
+                files.remove(path)
+            for folder in filter(Path.is_dir, self.segments.iterdir()):
+                for path in folder.iterdir():
+                    if path not in wanted:
+                        files.remove(path)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # where it is empty
 
     def close(self) -> None:
         os.close(self._lock)

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import grpc
+
+from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
-
-from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_server.service import Service
 
 _log = logging.getLogger(__name__)

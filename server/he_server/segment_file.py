@@ -29,10 +29,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from he_proto.wire import CHUNK_BYTES, part_name, segment_id
-
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import FormatVersionError, InvalidInput, TamperedDataError
+from he_proto.wire import CHUNK_BYTES, part_name, segment_id
 from he_server import files
 from he_server.files import PAGE_BYTES, NewFile
 

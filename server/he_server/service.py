@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from he_engine.engine import ServerEngine
+from he_engine.errors import FormatVersionError, InvalidInput, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
-
-from he_engine.engine import ServerEngine
-from he_engine.errors import FormatVersionError, InvalidInput
 from he_server import answering, segment_file
 from he_server.catalogue import CollectionRecord
 from he_server.checks import Checks, chunks_after, first_header
@@ -119,9 +118,13 @@ class Service:
             (segment,) = snapshot.segments
             part, length_bytes = self._checks.part_range(request, segment.description)
             context: pb.Context | None = request.context
-            for chunk in segment_file.read_part(segment.path, part, request.offset_bytes, length_bytes):
-                yield pb.ReadSegmentPartResponse(context=context, chunk=chunk)
-                context = None
+            try:
+                for chunk in segment_file.read_part(segment.path, part, request.offset_bytes, length_bytes):
+                    yield pb.ReadSegmentPartResponse(context=context, chunk=chunk)
+                    context = None
+            except TamperedDataError:
+                self._store.damaged(segment)
+                raise
             if context:
                 yield pb.ReadSegmentPartResponse(context=context)
 
@@ -198,6 +201,8 @@ class Service:
         return record
 
     def _engine(self, record: CollectionRecord) -> ServerEngine:
+        if engine := self._engines.find(record.parameter_digest):
+            return engine
         parameters = wire.parameters_from_wire(pb.Parameters.FromString(record.parameters))
         if parameters.digest != record.parameter_digest:
             raise FormatVersionError(

@@ -97,8 +97,8 @@ class Upload:
 class Store:
     """One data folder. Thread-safe.
 
-    `removed` is told of every index file that has gone, so that nobody keeps it mapped. Raises Unavailable if
-    another server has the folder open, FormatVersionError if a newer version made it.
+    `removed` is told of every index file that has gone or was replaced, so that nobody keeps it mapped. Raises
+    Unavailable if another server has the folder open, FormatVersionError if a newer version made it.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Store:
         removed: Callable[[IndexFile], None] = lambda _: None,
     ) -> None:
         self._clock_s = clock_s
+        self._removed = removed
         with contextlib.ExitStack() as opened:  # closed again if the rest of the start fails
             self._folder = Folder(root)
             opened.callback(self._folder.close)
@@ -179,7 +180,10 @@ class Store:
         self._folder.make_place(key)
         self._pins.pin([key])  # until its row is written, a file looks like garbage
         try:
+            replaces = stored.path.exists()  # a damaged file, or a retired one that is still read
             file.publish(stored.path)
+            if replaces:
+                self._removed(stored.index)
             self._folder.sync_place(key)
             self._segments[key] = stored
             self._catalogue.add(
@@ -191,6 +195,16 @@ class Store:
             raise
         finally:
             self._pins.unpin([key])
+
+    def damaged(self, segment: StoredSegment) -> None:
+        """Its bytes turned out to be wrong: it serves nobody until it is sent again."""
+        description = segment.description
+        _log.error(
+            "segment %s of collection %s: its bytes do not match their digest",
+            description.segment_id.hex(),
+            description.collection_id.hex(),
+        )
+        self._segments.pop((description.collection_id, description.segment_id), None)
 
     def _remove(self, key: Key) -> IndexFile | None:
         """Removes the file of a segment that the catalogue does not have (any more, or again)."""

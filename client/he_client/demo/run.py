@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from he_client.client import Client
 from he_client.collection import Collection
 from he_client.demo import report
-from he_client.demo.ask import Data, ask, ask_sample, first_search
+from he_client.demo.ask import Data, ask, ask_sample, compare, first_search
 from he_client.demo.catalogue import load_catalogue
 from he_client.demo.encoders import Encoder, load_encoder
 from he_client.demo.plaintext import PlaintextSearch
@@ -80,10 +80,11 @@ def run_demo(options: DemoOptions) -> DemoRecord:
                 )  # fmt: skip
                 first_search_s = first_search(collection, data)
                 report.done(f"first search, which warms both sides up: {report.seconds(first_search_s)}")
+                asked = [ask(collection, vector, options.shown) for vector in data.questions]
                 queries = []
-                for number, (text, vector) in enumerate(zip(options.questions, data.questions, strict=True), 1):
-                    queries.append(ask(collection, data, plaintext, text, vector, options.shown))
-                    report.question(number, queries[-1], min(RECALL_K, len(data.catalogue)))
+                for one, text, vector in zip(asked, options.questions, data.questions, strict=True):
+                    queries.append(compare(one, data, plaintext, text, vector, options.shown))
+                    report.question(len(queries), queries[-1], min(RECALL_K, len(data.catalogue)))
                 sample = ask_sample(collection, data, plaintext)
     record = DemoRecord(
         rows=len(data.catalogue),

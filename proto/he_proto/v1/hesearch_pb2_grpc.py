@@ -85,7 +85,7 @@ class HeSearchServicer:
     """Missing associated documentation comment in .proto file."""
 
     def CreateCollection(self, request, context):
-        """Makes a collection and its first manifest (version 1), durably.
+        """Makes a collection and its first manifest (version 1), durably. The same request again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +113,7 @@ class HeSearchServicer:
 
     def WriteSegment(self, request_iterator, context):
         """One segment: a header, then its parts' bytes in the header's order, in chunks. Durable when it returns;
-        sending a segment that exists already changes nothing. It is not searched until a manifest names it.
+        sending a segment that exists already changes nothing, and is answered after the header. It is not searched until a manifest names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,7 +127,8 @@ class HeSearchServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CommitManifest(self, request, context):
-        """Compare-and-swap of the manifest: atomic, durable before it returns.
+        """Compare-and-swap of the manifest: atomic, durable before it returns. The same commit again changes nothing
+        while it is the current one. Segments that were live and are no more are removed once nobody reads them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
