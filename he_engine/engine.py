@@ -8,7 +8,7 @@ recover  answers → scores           client; verified first, then decrypted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +25,13 @@ MAX_QUERIES = 64  #: ciphertexts in one answer call
 class EngineKind(StrEnum):
     HINT = "hint"
     TENSEAL = "tenseal"
+
+
+Advance = Callable[[int], None]
+
+
+def nothing(_rows: int) -> None:
+    """No progress wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,8 @@ class ClientEngine(Protocol):
     @property
     def answer_bytes_per_block(self) -> int: ...  #: for one query
 
-    def setup(self, rows: NDArray[np.float64]) -> EncryptedRows:
-        """rows (n, d), n ≥ 1, each of norm ≤ 1."""
+    def setup(self, rows: NDArray[np.float64], advance: Advance = nothing) -> EncryptedRows:
+        """rows (n, d), n ≥ 1, each of norm ≤ 1. Calls `advance` with the number of rows that are done, n in all."""
 
     def load(self, encrypted: EncryptedRows) -> Segment:
         """Prepare to recover (from `setup` directly, or from downloaded and unsealed parts; `index` unused)."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from he_engine import verify
 from he_engine.encoding import Encoding
-from he_engine.engine import Buffer, EncryptedRows
+from he_engine.engine import Advance, Buffer, EncryptedRows, nothing
 from he_engine.errors import DimensionError, ResidueError, SecretReuseError, TamperedAnswerError
 from he_engine.kernels._answer import AnswerKernel
 from he_engine.kernels._client import ClientKernel
@@ -142,7 +142,7 @@ class HintClient(Secret):
         return 4 * len(self.parameters.ring.primes) * self.parameters.rows_per_block
 
     # ---- setup -----------------------------------------------------------------------------------------
-    def setup(self, rows: NDArray[np.float64]) -> EncryptedRows:
+    def setup(self, rows: NDArray[np.float64], advance: Advance = nothing) -> EncryptedRows:
         """Encrypt rows (n, d), each of norm ≤ 1. Raises DimensionError or NormError; then nothing is used up."""
         encoded = self._encoding.rows(rows)  # (K, B, I·g)
         blocks = len(encoded)
@@ -167,6 +167,8 @@ class HintClient(Secret):
                 )  # fmt: skip
                 noise.fill(0)
                 secrets.fill(0)
+                per_block = self.parameters.rows_per_block
+                advance(min(len(rows), group.stop * per_block) - group.start * per_block)
             return total
 
         groups = [slice(i, min(i + GROUP_BLOCKS, blocks)) for i in range(0, blocks, GROUP_BLOCKS)]

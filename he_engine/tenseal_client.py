@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from he_engine.engine import Buffer, EncryptedRows
+from he_engine.engine import Advance, Buffer, EncryptedRows, nothing
 from he_engine.errors import DimensionError, NormError, ResidueError, SecretReuseError, WrongKeyError
 from he_engine.keys import Secret
 from he_engine.tenseal_format import (
@@ -104,7 +104,7 @@ class TensealClient(Secret):
         return self._keyed
 
     # ---- encryption ----------------------------------------------------------------------------------------
-    def setup(self, rows: NDArray[np.float64]) -> EncryptedRows:
+    def setup(self, rows: NDArray[np.float64], advance: Advance = nothing) -> EncryptedRows:
         """Encrypt rows (n, d), n ≥ 1, each of norm ≤ 1. Raises DimensionError, NormError.
 
         The index is blocks end to end, in each one ciphertext a coordinate; the last block ends with zero rows.
@@ -123,6 +123,7 @@ class TensealClient(Secret):
             for j in range(self._dim):
                 start = (k * self._dim + j) * CIPHERTEXT_BYTES
                 index[start : start + CIPHERTEXT_BYTES] = self._encrypt(slots[j].tolist(), INDEX_SCALE)
+            advance(len(part))
         return EncryptedRows(rows=len(rows), blocks=blocks, index=index, hint=b"", seed=b"", fingerprint=b"")
 
     def query(self, vector: NDArray[np.float64]) -> TensealQuery:

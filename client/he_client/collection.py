@@ -134,12 +134,12 @@ class Collection:
                     rows[part],
                     None if norms is None else norms[part],
                     None if payloads is None else payloads[part],
+                    advance,
                 )
                 if sending is not None:
                     sending.result()
                 sending = sender.submit(self._store.upload, segment, contents)
                 built.append(segment)
-                advance(segment.entry.rows)
             if sending is not None:
                 sending.result()
         return built

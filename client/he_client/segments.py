@@ -14,7 +14,7 @@ from he_client.cache import PartCache
 from he_client.results import Payload, RowId
 from he_client.rows import RowTable, decode_payload
 from he_client.transport import Transport, with_retries
-from he_engine.engine import Buffer, ClientEngine, EncryptedRows
+from he_engine.engine import Advance, Buffer, ClientEngine, EncryptedRows
 from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.sealing import seal, seal_records, unseal, unseal_record
@@ -79,9 +79,10 @@ class SegmentStore:
         vectors: NDArray[np.float64],
         norms: NDArray[np.float64] | None,
         payloads: list[bytes | None] | None,
+        advance: Advance,
     ) -> tuple[Segment, Contents]:
         """Encrypt one segment; nothing is sent."""
-        encrypted = self._engine.setup(vectors)
+        encrypted = self._engine.setup(vectors, advance)
         salt, sealed = self._seal_payloads(payloads)
         lengths = np.array([len(s) for s in sealed], np.uint64)
         table = RowTable(ids, norms, encrypted.seed, salt, lengths)

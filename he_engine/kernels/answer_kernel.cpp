@@ -19,7 +19,7 @@ size_t first_at_least(uint32_t q, const uint32_t* words, size_t length) {
   for (; start + chunk <= length; start += chunk) {
     Vector excess = Vector::zero();
     for (size_t j = start; j < start + chunk; j += Vector::lanes) {
-      prefetch(words + j + kPrefetch);
+      if (j % kTile == 0) prefetch(words, j + kPrefetch);
       const Vector word = Vector::load(words + j);
       excess = bit_or(excess, bit_xor(word, min(word, top)));
     }

@@ -23,7 +23,7 @@ constexpr int kGroup = 4;  // blocks that share each load of the query; bounded 
 #else
 constexpr int kGroup = 2;
 #endif
-constexpr size_t kPrefetch = 256;  // words: 1 KiB ahead, across the page boundary where hardware stops
+constexpr size_t kPrefetch = 768;  // words: 3 KiB ahead, across the page boundary where hardware stops
 constexpr size_t kShare = 8;       // blocks that stay in the first-level cache while several queries pass
 
 template <int G>
@@ -104,7 +104,7 @@ inline void dot_run(const uint32_t* const (&blocks)[G], const uint32_t* query, s
   size_t line = 0;
   for (; line + 4 <= lines; line += 4) {
     for (size_t next = 0; next < 4; ++next) {
-      for (int b = 0; b < G; ++b) prefetch(blocks[b] + (line + next) * kTile + kPrefetch);
+      for (int b = 0; b < G; ++b) prefetch(blocks[b], (line + next) * kTile + kPrefetch);
       multiply_line<G>(sums, blocks, query, (line + next) * kTile);
     }
     for (int b = 0; b < G; ++b) sums[b].carry();

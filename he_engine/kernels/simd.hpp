@@ -29,7 +29,10 @@ struct Wide {
   V first, second;
 };
 
-HE_INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+// A hint: words[offset] will be read soon. It may lie past the end: that is never an access.
+HE_INLINE void prefetch(const uint32_t* words, size_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(words) + 4 * offset), 0, 3);
+}
 
 // ---- AVX2 ---------------------------------------------------------------------------------------------------
 #if defined(HE_TARGET_AVX512) || defined(HE_TARGET_AVX2)

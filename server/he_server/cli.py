@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,17 @@ def add_serve_parser(subparsers: Any) -> None:
     )
 
 
+def _told_by_signals() -> int:
+    """A descriptor that SIGTERM and SIGINT make readable.
+
+    A threading.Event would not do: its lock is not re-entrant, and a signal may find this thread holding it.
+    """
+    told, tell = os.pipe()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os.write(tell, b"x"))
+    return told
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; 0 then, 1 where it could not start (with the reason on stderr)."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -62,14 +73,12 @@ def serve(arguments: argparse.Namespace) -> int:
             **threads,
         )
         require_loopback(config.listen, insecure=config.insecure)  # before the folder is made
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        told = _told_by_signals()
         with Service(config) as service:
             server = GrpcServer(service)
             ready = {"listening": server.address, "format_version": FORMAT_VERSION}
             print(json.dumps(ready) if arguments.json else f"listening on {server.address}", flush=True)
-            stop.wait()
+            os.read(told, 1)
             server.stop(config.grace_s)
     except HesearchError as error:
         print(f"hesearch serve: {error}", file=sys.stderr)

@@ -105,7 +105,7 @@ def ask_sample(collection: Collection, data: Data, plaintext: PlaintextSearch) -
     vectors = data.encoder.embed([term.text for term in terms])
     start = time.perf_counter()
     found: list[list[int]] = []
-    with progress_bar(None, len(terms), "ask", "rows") as advance:
+    with progress_bar(None, len(terms), "ask", "questions") as advance:
         for first in range(0, len(terms), BATCH):
             batch = collection.search(vectors[first : first + BATCH], k=RECALL_K)
             found += [[hit.id for hit in hits] for hits in batch]

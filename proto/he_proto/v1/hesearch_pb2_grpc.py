@@ -113,7 +113,8 @@ class HeSearchServicer:
 
     def WriteSegment(self, request_iterator, context):
         """One segment: a header, then its parts' bytes in the header's order, in chunks. Durable when it returns;
-        sending a segment that exists already changes nothing, and is answered after the header. It is not searched until a manifest names it.
+        sending a segment that exists already changes nothing, and is answered after its header. It is not searched
+        until a manifest names it; one that none names within a day may be deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
