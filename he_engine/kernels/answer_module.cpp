@@ -58,9 +58,12 @@ class AnswerKernel {
 
 NB_MODULE(_answer, m) {
   namespace nb = nanobind;
+  nb::set_leak_warnings(false);  // a kernel that lives until the interpreter ends is no leak
   using namespace nb::literals;
   m.doc() = "The server's kernel: sums of products of residues.";
-  m.def("targets", [] { return he::names(he::targets()); }, "Instruction sets that this CPU can run, best first.");
+  m.def(
+      "targets", [] { return he::names(he::targets()); },
+      "Instruction sets that this CPU can run, best first.");
   nb::class_<he::AnswerKernel>(m, "AnswerKernel")
       .def(nb::init<int64_t, const std::vector<int64_t>&, int64_t, int64_t, const std::string&>(), "log_n"_a,
            "primes"_a, "stride"_a, "planes"_a, "target"_a = "")

@@ -67,7 +67,8 @@ std::vector<std::string> names(const std::vector<Target<Ops>>& targets) {
 constexpr int64_t kMaxPlanes = 1 << 16;  // with stride <= 2^11 it bounds the sums of dot.hpp
 
 inline void require(bool good, const char* field, int64_t got, const std::string& expected) {
-  if (!good) throw std::invalid_argument(std::string(field) + ": got " + std::to_string(got) + ", expected " + expected);
+  if (!good)
+    throw std::invalid_argument(std::string(field) + ": got " + std::to_string(got) + ", expected " + expected);
 }
 
 inline std::vector<uint32_t> checked_primes(int64_t log_n, const std::vector<int64_t>& primes, int64_t stride,
@@ -117,8 +118,9 @@ class Array {
  public:
   Array(nb::handle object, const char* name, std::initializer_list<Dim> expected) {
     if (!nb::try_cast<Handle>(object, array_, false))
-      throw nb::type_error((std::string(name) + ": got " + nb::type_name(object.type()).c_str() + ", expected a " +
-                            (std::is_const_v<T> ? "" : "writable ") + dtype_name<Value>() + " array")
+      throw nb::type_error((std::string(name) + ": got " + nb::type_name(object.type()).c_str() +
+                            ", expected a " + (std::is_const_v<T> ? "" : "writable ") + dtype_name<Value>() +
+                            " array")
                                .c_str());
     const auto fail = [&](const std::string& what) {
       throw std::invalid_argument(std::string(name) + ": " + what);
@@ -140,7 +142,8 @@ class Array {
     for (size_t i = array_.ndim(); i-- > 0; step *= static_cast<int64_t>(array_.shape(i)))
       contiguous = contiguous && (array_.shape(i) == 1 || array_.stride(i) == step);
     if (!contiguous && array_.size() != 0) fail("got a strided array, expected C order without gaps");
-    if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(Value) != 0) fail("got an unaligned array, expected one at a multiple of its element size");
+    if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(Value) != 0)
+      fail("got an unaligned array, expected one at a multiple of its element size");
   }
 
   T* data() const { return static_cast<T*>(array_.data()); }

@@ -16,7 +16,8 @@ void transform(const Twiddles* tables, bool inverse, const Layout& l, size_t cou
   }
 }
 
-void expand_secrets(const Ring& ring, size_t count, const uint64_t* keystream, uint32_t* out, uint32_t* scratch) {
+void expand_secrets(const Ring& ring, size_t count, const uint64_t* keystream, uint32_t* out,
+                    uint32_t* scratch) {
   const size_t n = ring.layout.degree;
   for (size_t k = 0; k < count; ++k)
     expand_secret(ring, keystream + k * n / 4, out + k * ring.layout.primes * n,
@@ -38,7 +39,7 @@ void expand_weights(const Ring& ring, size_t count, const uint64_t* keystream, u
 #define HE_JOIN(a, b) a##b
 #define HE_NAME(a, b) HE_JOIN(a, b)
 const ClientOps HE_NAME(client_, HE_TARGET) = {
-    Vector::lanes,  Narrow::lanes, transform,     fold,         expand_secrets,
+    Vector::lanes,  Narrow::lanes,  transform,     fold,         expand_secrets,
     expand_weights, encrypt_blocks, encrypt_query, weighted_sum, recover,
 };
 

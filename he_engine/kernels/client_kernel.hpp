@@ -60,8 +60,8 @@ struct ClientOps {
   void (*expand_weights)(const Ring& ring, size_t count, const uint64_t* keystream, uint32_t* out);
   void (*encrypt_blocks)(const Ring& ring, const Encryption& arrays, uint32_t* scratch);
   void (*encrypt_query)(const Ring& ring, const QueryEncryption& arrays, uint32_t* scratch);
-  void (*weighted_sum)(const Layout& layout, size_t count, size_t checks, size_t length, const uint32_t* weights,
-                       const uint32_t* values, uint32_t* out);
+  void (*weighted_sum)(const Layout& layout, size_t count, size_t checks, size_t length,
+                       const uint32_t* weights, const uint32_t* values, uint32_t* out);
   void (*recover)(const Ring& ring, const Recovery& arrays, uint32_t* scratch);
 };
 

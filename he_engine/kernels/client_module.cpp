@@ -1,10 +1,8 @@
 // _client: what a key holder computes. Encryption, verification's sums, and recovery.
-#include <cstdlib>
-#include <cstring>
 #include <memory>
-#include <new>
 
 #include "binding.hpp"
+#include "buffers.hpp"
 #include "client_kernel.hpp"
 #include "tables.hpp"
 
@@ -24,49 +22,6 @@ const std::vector<Target<ClientOps>>& targets() {
   return found;
 }
 
-// Cache-line aligned words that held secrets, errors or messages: erased before they are freed.
-class Scratch {
- public:
-  explicit Scratch(size_t words) : bytes_((words * sizeof(uint32_t) + 63) / 64 * 64) {
-    data_ = static_cast<uint32_t*>(std::aligned_alloc(64, bytes_ == 0 ? 64 : bytes_));
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  ~Scratch() {
-    std::memset(data_, 0, bytes_);
-    asm volatile("" : : "r"(data_) : "memory");  // the memory is read, for all the compiler knows
-    std::free(data_);
-  }
-  Scratch(const Scratch&) = delete;
-
-  uint32_t* data() const { return data_; }
-
- private:
-  size_t bytes_;
-  uint32_t* data_;
-};
-
-// A new NumPy array, still uninitialised.
-template <class T>
-class Fresh {
- public:
-  Fresh(std::initializer_list<size_t> shape) : shape_(shape) {
-    size_t count = 1;
-    for (const size_t n : shape) count *= n;
-    data_.reset(new T[count]);
-  }
-  T* data() const { return data_.get(); }
-  nb::object release() {
-    T* raw = data_.get();
-    nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-    data_.release();
-    return nb::cast(nb::ndarray<nb::numpy, T>(raw, shape_.size(), shape_.data(), owner));
-  }
-
- private:
-  std::vector<size_t> shape_;
-  std::unique_ptr<T[]> data_;
-};
-
 std::vector<uint32_t> checked_roots(int64_t log_n, const std::vector<uint32_t>& primes,
                                     const std::vector<int64_t>& roots) {
   if (roots.size() != primes.size())
@@ -77,26 +32,30 @@ std::vector<uint32_t> checked_roots(int64_t log_n, const std::vector<uint32_t>& 
     require(q % (uint32_t{2} << log_n) == 1, "primes", q, "1 mod " + std::to_string(2 << log_n));
     const bool good = roots[p] > 0 && roots[p] < q &&
                       power(static_cast<uint32_t>(roots[p]), uint64_t{1} << log_n, make_modulus(q)) == q - 1;
-    require(good, "roots", roots[p], "a primitive " + std::to_string(2 << log_n) + "-th root of 1 mod its prime");
+    require(good, "roots", roots[p],
+            "a primitive " + std::to_string(2 << log_n) + "-th root of 1 mod its prime");
   }
   return {roots.begin(), roots.end()};
 }
 
 class ClientKernel {
  public:
-  ClientKernel(int64_t log_n, const std::vector<int64_t>& primes, const std::vector<int64_t>& roots, int64_t stride,
-               int64_t planes, const std::string& target)
+  ClientKernel(int64_t log_n, const std::vector<int64_t>& primes, const std::vector<int64_t>& roots,
+               int64_t stride, int64_t planes, const std::string& target)
       : target_(choose(targets(), target)) {
     const std::vector<uint32_t> q = checked_primes(log_n, primes, stride, planes);
-    tables_ = std::make_unique<Tables>(size_t{1} << log_n, static_cast<size_t>(stride),
-                                       static_cast<size_t>(planes), q, checked_roots(log_n, q, roots), *target_.ops);
+    tables_ =
+        std::make_unique<Tables>(size_t{1} << log_n, static_cast<size_t>(stride), static_cast<size_t>(planes),
+                                 q, checked_roots(log_n, q, roots), *target_.ops);
   }
 
   const std::string& target() const { return target_.name; }
 
   void forward(nb::handle polys) const { transform(polys, ring().forward, false, l().degree); }
   void inverse(nb::handle polys) const { transform(polys, ring().inverse, true, l().degree); }
-  void inverse_decimated(nb::handle folded) const { transform(folded, ring().decimated, true, ring().rows(), "folded"); }
+  void inverse_decimated(nb::handle folded) const {
+    transform(folded, ring().decimated, true, ring().rows(), "folded");
+  }
 
   nb::object fold(nb::handle polys) const {
     const Array<const uint32_t> x(polys, "polys", {"K", l().primes, l().degree});
@@ -180,7 +139,8 @@ class ClientKernel {
 
   nb::object recover(nb::handle answers, nb::handle hints, nb::handle secrets, nb::handle secret,
                      nb::handle mask) const {
-    require(l().primes <= 2, "primes", static_cast<int64_t>(l().primes), "one or two to recover (scores are int64)");
+    require(l().primes <= 2, "primes", static_cast<int64_t>(l().primes),
+            "one or two to recover (scores are int64)");
     const Array<const uint32_t> scores(answers, "answers", {"K", l().primes, ring().rows()});
     const size_t K = scores.shape(0);
     const Array<const uint32_t> h(hints, "hints", {K, l().primes, l().degree});
@@ -191,7 +151,8 @@ class ClientKernel {
     {
       const nb::gil_scoped_release unlocked;
       const Scratch scratch(recover_scratch(l()));
-      ops().recover(ring(), {K, scores.data(), h.data(), s.data(), t.data(), z.data(), out.data()}, scratch.data());
+      ops().recover(ring(), {K, scores.data(), h.data(), s.data(), t.data(), z.data(), out.data()},
+                    scratch.data());
     }
     return out.release();
   }
@@ -216,10 +177,13 @@ class ClientKernel {
 
 NB_MODULE(_client, m) {
   namespace nb = nanobind;
+  nb::set_leak_warnings(false);  // a kernel that lives until the interpreter ends is no leak
   using namespace nb::literals;
   using Kernel = he::ClientKernel;
   m.doc() = "The key holder's kernels: encryption, sums for verification, recovery.";
-  m.def("targets", [] { return he::names(he::targets()); }, "Instruction sets that this CPU can run, best first.");
+  m.def(
+      "targets", [] { return he::names(he::targets()); },
+      "Instruction sets that this CPU can run, best first.");
   nb::class_<Kernel>(m, "ClientKernel")
       .def(nb::init<int64_t, const std::vector<int64_t>&, const std::vector<int64_t>&, int64_t, int64_t,
                     const std::string&>(),
@@ -233,8 +197,8 @@ NB_MODULE(_client, m) {
       .def("expand_weights", &Kernel::expand_weights, "keystream"_a)
       .def("encrypt_blocks", &Kernel::encrypt_blocks, "rows"_a, "noise"_a, "secrets"_a, "index_public"_a,
            "query_public"_a, "weights"_a, "blocks"_a, "hint"_a, "fingerprint"_a)
-      .def("encrypt_query", &Kernel::encrypt_query, "query"_a, "keystream"_a, "index_public"_a, "query_public"_a,
-           "ciphertext"_a, "secret"_a, "mask"_a)
+      .def("encrypt_query", &Kernel::encrypt_query, "query"_a, "keystream"_a, "index_public"_a,
+           "query_public"_a, "ciphertext"_a, "secret"_a, "mask"_a)
       .def("weighted_sum", &Kernel::weighted_sum, "weights"_a, "values"_a)
       .def("recover", &Kernel::recover, "answers"_a, "hints"_a, "secrets"_a, "secret"_a, "mask"_a);
 }

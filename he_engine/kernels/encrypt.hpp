@@ -63,20 +63,20 @@ inline void fingerprint_tile(const Layout& l, const Modulus& m, const uint32_t* 
 inline void encrypt_block(const Ring& ring, const Encryption& arrays, size_t k, uint32_t* scratch) {
   const Layout& l = ring.layout;
   const size_t n = l.degree, g = l.stride, rows = ring.rows(), stack = l.primes * l.planes * n;
+  const int shift = __builtin_ctzll(g);  // g is a power of two
   auto* message = reinterpret_cast<int32_t*>(scratch);
   uint32_t* slots = scratch + n;
   uint32_t* secret_companions = scratch + 2 * n;  // (P, N)
   const uint32_t* secret = arrays.secrets + k * l.primes * n;
   uint32_t* block = arrays.blocks + k * stack;
 
-  for (size_t p = 0; p < l.primes; ++p)
-    companions(secret + p * n, n, l.moduli[p], secret_companions + p * n);
+  for (size_t p = 0; p < l.primes; ++p) companions(secret + p * n, n, l.moduli[p], secret_companions + p * n);
 
   for (size_t i = 0; i < l.planes; ++i) {
     centred_binomial(arrays.noise + (k * l.planes + i) * n, n, message);
-    const int32_t* row = arrays.rows + k * rows * l.planes * g + i * g;  // |v| < 2^31 - 64, |e| <= 21: no overflow
+    const int32_t* row = arrays.rows + k * rows * l.planes * g + i * g;
     for (size_t r = 0; r < rows; ++r, row += l.planes * g)
-      for (size_t u = 0; u < g; ++u) message[r * g + u] += row[u];
+      for (size_t u = 0; u < g; ++u) message[r * g + u] += row[u];  // |v| < 2^31 - 64, |e| <= 21: no overflow
     for (size_t p = 0; p < l.primes; ++p) {
       const Modulus& m = l.moduli[p];
       const size_t plane = p * l.planes * n + i * kTile;
@@ -88,13 +88,13 @@ inline void encrypt_block(const Ring& ring, const Encryption& arrays, size_t k, 
   }
   dot(l, 1, block, 1, arrays.query_public, 1, arrays.hint + k * l.primes * n);
 
-  for (size_t c = 0; c < arrays.checks; ++c) {
-    for (size_t p = 0; p < l.primes; ++p) {
-      const uint32_t* w = arrays.weights + ((k * arrays.checks + c) * l.primes + p) * rows;
-      for (size_t j = 0; j < n; j += kTile) {
+  for (size_t p = 0; p < l.primes; ++p) {
+    for (size_t j = 0; j < n; j += kTile) {
+      const size_t tile = (p * n + j) * l.planes;
+      for (size_t c = 0; c < arrays.checks; ++c) {
+        const uint32_t* w = arrays.weights + ((k * arrays.checks + c) * l.primes + p) * rows;
         uint32_t spread[kTile];
-        for (size_t slot = 0; slot < kTile; ++slot) spread[slot] = w[(j + slot) / g];
-        const size_t tile = (p * n + j) * l.planes;
+        for (size_t slot = 0; slot < kTile; ++slot) spread[slot] = w[(j + slot) >> shift];
         fingerprint_tile(l, l.moduli[p], block + tile, spread, arrays.fingerprint + c * stack + tile);
       }
     }
@@ -110,8 +110,8 @@ inline void encrypt_query(const Ring& ring, const QueryEncryption& arrays, uint3
   const size_t n = l.degree, g = l.stride;
   auto* errors = reinterpret_cast<int32_t*>(scratch);
   uint32_t* slots = scratch + n;
-  uint32_t* secret_companions = scratch + 2 * n;           // (P, N)
-  uint32_t* inner = secret_companions + l.primes * n;      // stack: NTT(e' + y)
+  uint32_t* secret_companions = scratch + 2 * n;       // (P, N)
+  uint32_t* inner = secret_companions + l.primes * n;  // stack: NTT(e' + y)
 
   expand_secret(ring, arrays.keystream, arrays.secret, errors);
   for (size_t p = 0; p < l.primes; ++p)

@@ -1,15 +1,16 @@
 // The negacyclic number-theoretic transform and its inverse, vectorised in every stage.
 //
 // forward: coefficients -> slots in bit-reversed order, slot j = value at psi^(2*brv(j)+1), by the butterflies
-// of Longa and Naehrig (CANS 2016): (x, y) -> (x + w*y, x - w*y) with w = psi^brv(k). inverse runs them backwards.
+// of Longa and Naehrig (CANS 2016): (x, y) -> (x + w*y, x - w*y), w = psi^brv(k). inverse runs them backwards.
 //
-// Ranges. 2q < 2^32 but 4q may not fit, so Harvey's lazy values in [0, 4q) are out of reach. Between stages values
-// stay in [0, 2q); x is brought below q by min(x, x - q), where an unsigned wrap makes the wrong one huge; w*y comes
-// out of Shoup's multiplication in [0, 2q) for any 32-bit y, and is brought below q in the same way.
+// Ranges. 2q < 2^32 but 4q may not fit, so Harvey's lazy values in [0, 4q) are out of reach. Between stages
+// forward keeps values in [0, 2q), inverse in [0, q). A value below 2q is brought below q by min(x, x - q),
+// where an unsigned wrap makes the wrong one huge; Shoup's w*y comes out in [0, 2q) for any 32-bit y.
 //
-// Distances of at least two vectors are done two stages at a time (half the loads and stores). The rest, distances
-// L (lanes), L/2, ..., 1, happen inside one pair of vectors: swap_blocks turns words t apart into words that face
-// each other, and one zip at the end restores the order. Deviation: those stages have their own table ("tail").
+// Distances of at least two vectors are done two stages at a time (half the loads and stores). The rest,
+// distances L (lanes), L/2, ..., 1, happen inside one pair of vectors: swap_blocks turns words t apart into
+// words that face each other, and one zip at the end restores the order. Those stages have their own table, the
+// tail.
 #pragma once
 
 #include "client_kernel.hpp"
@@ -116,7 +117,8 @@ inline void forward_with(uint32_t* poly, const Twiddles& table, uint32_t prime) 
       const auto right = Multiplier<V>::broadcast(w[2 * (groups + i) + 1]);
       uint32_t* start = poly + 2 * distance * i;
       for (uint32_t* at = start; at < start + half; at += L) {
-        V a = V::load(at), b = V::load(at + half), c = V::load(at + distance), d = V::load(at + distance + half);
+        V a = V::load(at), b = V::load(at + half), c = V::load(at + distance),
+          d = V::load(at + distance + half);
         butterfly(a, c, outer, q);
         butterfly(b, d, outer, q);
         butterfly(a, b, left, q);

@@ -27,22 +27,22 @@ inline void weighted_sum(const Layout& l, size_t count, size_t checks, size_t le
   const size_t whole = length / kTile * kTile;
   for (size_t c = 0; c < checks; ++c) {
     for (size_t p = 0; p < l.primes; ++p) {
-      TileSum sum;
+      TileSum<Vector> sum;
       sum.clear();
       uint64_t low = 0, high = 0;
       for (size_t k = 0; k < count; ++k) {
         const uint32_t* const w[1] = {weights + ((k * checks + c) * l.primes + p) * length};
         const uint32_t* x = values + (k * l.primes + p) * length;
         size_t j = 0;
-        TileSum part[1];
+        TileSum<Vector> part[1];
         part[0].clear();
         for (; j + 4 * kTile <= whole; j += 4 * kTile) {
-          for (size_t next = 0; next < 4; ++next) multiply_line<1>(part, w, x, j + next * kTile);
+          for (size_t next = 0; next < 4; ++next) multiply_line(part, w, x, j + next * kTile);
           part[0].carry();
         }
-        for (; j < whole; j += kTile) multiply_line<1>(part, w, x, j);
+        for (; j < whole; j += kTile) multiply_line(part, w, x, j);
         part[0].carry();
-        for (int u = 0; u < kVectors; ++u) {
+        for (int u = 0; u < TileSum<Vector>::kVectors; ++u) {
           sum.acc[u] = {add64(sum.acc[u].first, part[0].acc[u].first),
                         add64(sum.acc[u].second, part[0].acc[u].second)};
           sum.high[u] = {add64(sum.high[u].first, part[0].high[u].first),
@@ -64,12 +64,12 @@ inline void fold_products(const Layout& l, const Modulus& m, const uint32_t* s, 
                           const uint32_t* t, const uint32_t* h, uint32_t* out) {
   const size_t tiles = l.stride > kTile ? l.stride / kTile : 1;
   for (size_t j = 0; j < l.degree;) {
-    TileSum sum[1];
+    TileSum<Vector> sum[1];
     sum[0].clear();
     for (size_t tile = 0; tile < tiles; ++tile, j += kTile) {
       const uint32_t *const left[1] = {s + j}, *const right[1] = {h + j};
-      multiply_line<1>(sum, left, z + j, 0);
-      multiply_line<1>(sum, right, t + j, 0);
+      multiply_line(sum, left, z + j, 0);
+      multiply_line(sum, right, t + j, 0);
       sum[0].carry();
     }
     if (l.stride >= kTile) {
@@ -114,8 +114,8 @@ inline void recover(const Ring& ring, const Recovery& arrays, uint32_t* scratch)
       const size_t poly = (k * l.primes + p) * n;
       const uint32_t* answer = arrays.answers + (k * l.primes + p) * rows;
       uint32_t* folded = scratch + p * rows;
-      fold_products(l, m, arrays.secrets + poly, arrays.mask + p * n, arrays.secret + p * n, arrays.hints + poly,
-                    folded);
+      fold_products(l, m, arrays.secrets + poly, arrays.mask + p * n, arrays.secret + p * n,
+                    arrays.hints + poly, folded);
       for (size_t r = 0; r < rows; ++r) folded[r] = subtract(answer[r], folded[r], m);
       inverse_ntt(folded, ring.decimated[p], m.q);
     }

@@ -38,8 +38,8 @@ inline void ternary(const uint64_t* keystream, size_t words, int32_t* out) {
   }
 }
 
-// Any int32 values -> residues, count a multiple of 16. A negative value gets 2q: -2^31 + 2q > 0 as q > 2^30, and
-// then every value is below 2q, as 2^31 < 2q.
+// Any int32 values -> residues, count a multiple of 16. A negative value gets 2q: -2^31 + 2q > 0 as q > 2^30,
+// and then every value is below 2q, as 2^31 < 2q.
 inline void residues(const int32_t* values, size_t count, const Modulus& m, uint32_t* out) {
   const Vector q = Vector::broadcast(m.q), twice = Vector::broadcast(2 * m.q);
   for (size_t j = 0; j < count; j += Vector::lanes) {

@@ -4,8 +4,7 @@
 // 64 bits. A product of two vectors is `Wide`: two vectors of 64-bit words. Which lanes go to `first` and which
 // to `second` differs between instruction sets (even and odd on x86, low and high half on NEON); `slot` says.
 //
-// HE_TARGET_{AVX512,AVX2,NEON,PORTABLE} selects what `Vector` is; `Narrow` is for transforms of 16 points, too
-// short for two vectors of 16 lanes.
+// HE_TARGET_{AVX512,AVX2,NEON,PORTABLE} selects what `Vector` is; `Narrow` is never longer than 8 lanes.
 #pragma once
 
 #include <cstddef>
@@ -192,14 +191,18 @@ struct U32x4 {
   uint32x4_t raw;
 
   static constexpr int slot(int half, int word) { return 2 * half + word; }
-  HE_INLINE static U32x4 load(const void* p) { return {vld1q_u32(static_cast<const uint32_t*>(p))}; }
+  HE_INLINE static U32x4 load(const void* p) {
+    U32x4 a;
+    __builtin_memcpy(&a.raw, p, sizeof a.raw);  // of words of any size: vld1q_u32 would assume uint32_t
+    return a;
+  }
   HE_INLINE static U32x4 zero() { return {vdupq_n_u32(0)}; }
   HE_INLINE static U32x4 broadcast(uint32_t x) { return {vdupq_n_u32(x)}; }
   HE_INLINE static U32x4 broadcast64(uint64_t x) { return {vreinterpretq_u32_u64(vdupq_n_u64(x))}; }
   HE_INLINE uint64x2_t as64() const { return vreinterpretq_u64_u32(raw); }
 };
 HE_INLINE U32x4 from64(uint64x2_t a) { return {vreinterpretq_u32_u64(a)}; }
-HE_INLINE void store(void* p, U32x4 a) { vst1q_u32(static_cast<uint32_t*>(p), a.raw); }
+HE_INLINE void store(void* p, U32x4 a) { __builtin_memcpy(p, &a.raw, sizeof a.raw); }
 HE_INLINE U32x4 add(U32x4 a, U32x4 b) { return {vaddq_u32(a.raw, b.raw)}; }
 HE_INLINE U32x4 sub(U32x4 a, U32x4 b) { return {vsubq_u32(a.raw, b.raw)}; }
 HE_INLINE U32x4 min(U32x4 a, U32x4 b) { return {vminq_u32(a.raw, b.raw)}; }
@@ -247,7 +250,7 @@ HE_INLINE void swap_blocks(U32x4& a, U32x4& b) {
 }
 #endif
 
-// ---- portable: GCC and Clang vector types, lowered to whatever the machine has -------------------------------
+// ---- portable: GCC and Clang vector types, lowered to whatever the machine has ------------------------------
 #if defined(HE_TARGET_PORTABLE)
 struct U32x4 {
   static constexpr int lanes = 4;

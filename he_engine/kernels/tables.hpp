@@ -23,7 +23,8 @@ inline std::vector<Factor> powers(uint32_t root, size_t size, const Modulus& m) 
   uint32_t value = 1;
   for (size_t e = 0; e < size; ++e, value = reduce(static_cast<uint64_t>(value) * root, m)) {
     size_t reversed = 0;
-    for (size_t bit = 1, e_rest = e; bit < size; bit <<= 1, e_rest >>= 1) reversed = reversed << 1 | (e_rest & 1);
+    for (size_t bit = 1, e_rest = e; bit < size; bit <<= 1, e_rest >>= 1)
+      reversed = reversed << 1 | (e_rest & 1);
     out[reversed] = factor(value, m);
   }
   return out;
@@ -66,10 +67,12 @@ class Tables {
   const Ring& ring() const { return ring_; }
 
  private:
-  Twiddles make(uint32_t root, size_t size, bool inverse, Factor scale, const Modulus& m, const ClientOps& ops) {
+  Twiddles make(uint32_t root, size_t size, bool inverse, Factor scale, const Modulus& m,
+                const ClientOps& ops) {
     const bool narrow = size < 2 * static_cast<size_t>(ops.lanes);
     factors_.push_back(powers(root, size, m));
-    tails_.push_back(tail(factors_.back(), static_cast<size_t>(narrow ? ops.narrow_lanes : ops.lanes), inverse));
+    tails_.push_back(
+        tail(factors_.back(), static_cast<size_t>(narrow ? ops.narrow_lanes : ops.lanes), inverse));
     return {static_cast<uint32_t>(size), narrow, factors_.back().data(), tails_.back().data(), scale};
   }
 
