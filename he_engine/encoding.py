@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from he_engine.errors import DimensionError, NormError, TamperedAnswerError
 from he_engine.params import TAIL, Parameters, Profile
 
+CHUNK_ROWS = 256
 NORM_SLACK = 1e-6  #: float32 rounding of vectors that were normalised by the caller
 
 
@@ -38,7 +39,12 @@ class Encoding:
         out = np.zeros((blocks * p.rows_per_block, p.planes * p.stride), np.int32)
         scale = p.index_scale if self._exact else 1
         quantiser = p.quantiser if self._exact else p.index_scale
-        out[: len(rows), : p.dim] = scale * self._round(rows, quantiser, "rows").astype(np.int32)
+        for first in range(0, len(rows), CHUNK_ROWS):  # what a chunk needs stays in the cache
+            part = slice(first, min(first + CHUNK_ROWS, len(rows)))
+            encoded = out[part, : p.dim]
+            encoded[:] = self._round(rows[part], quantiser, "rows", first)
+            if scale != 1:
+                encoded *= scale
         return out.reshape(blocks, p.rows_per_block, -1)
 
     def query(self, vector: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -52,7 +58,7 @@ class Encoding:
         out[: p.dim] = scale * self._round(vector[None], quantiser, "query")[0].astype(np.int64)
         return out
 
-    def _round(self, rows: NDArray[np.float64], scale: int, field: str) -> NDArray[np.float64]:
+    def _round(self, rows: NDArray[np.float64], scale: int, field: str, first: int = 0) -> NDArray[np.float64]:
         """⌊scale·x⌉. Raises NormError unless every row is finite, of norm ≤ 1, and of rounded norm ≤ scale + √d/2.
 
         The second bound is the one that correctness rests on; it follows from the first. Norms up to 1 + 1e-6 are
@@ -62,11 +68,12 @@ class Encoding:
         long = (norms > 1) & (norms <= 1 + NORM_SLACK)
         if long.any():
             rows = rows / np.where(long, norms, 1)[:, None]
-        rounded = np.rint(rows * scale)
+        rounded = rows * scale
+        np.rint(rounded, out=rounded)
         short = norms <= 1 + NORM_SLACK  # a NaN compares false
         bad = np.flatnonzero(~(short & (_norms(rounded) <= (scale + self._slack) * (1 + 1e-12))))
         if bad.size:
-            raise NormError(f"{field}: vector {bad[0]} is not finite or is longer than the bound")
+            raise NormError(f"{field}: vector {first + bad[0]} is not finite or is longer than the bound")
         return rounded
 
     def scores(self, decoded: NDArray[np.int64]) -> NDArray[np.float64]:
