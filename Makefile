@@ -4,12 +4,13 @@ BIN := .venv/bin
 ARGS ?=
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard he_engine/kernels/*.cpp he_engine/kernels/*.hpp)
 
-.PHONY: help demo test test-large lint format proto clean requirements
+.PHONY: help demo test test-large figures lint format proto clean requirements
 
 help:
 	@echo "make demo        build, then search 98,505 encrypted diagnoses (ARGS='--query \"...\"' asks your own)"
 	@echo "make test        build, then lint, type-check and run the test suite"
 	@echo "make test-large  ten million exact scores against the plaintext integer search (minutes)"
+	@echo "make figures     the README's figures, measured here (minutes)"
 	@echo "make lint        ruff and mypy alone          make format   let ruff format the code"
 	@echo "make proto       regenerate the gRPC code     make clean    remove what make built"
 
@@ -21,6 +22,15 @@ test: lint
 
 test-large: .venv/dev.stamp
 	$(BIN)/python -m pytest -m large $(ARGS)
+
+figures: .venv/dev.stamp
+	for profile in compact exact precise; do \
+		$(BIN)/python -m benchmarks.overhead --rows 100000 --dim 512 --threads 1 --profile $$profile \
+			--json docs/figures/overhead_$$profile.json && \
+		$(BIN)/python -m benchmarks.icd --queries 1000 --profile $$profile \
+			--json docs/figures/icd_$$profile.json || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.table docs/figures
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

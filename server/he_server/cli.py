@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,18 @@ def add_serve_parser(subparsers: Any) -> None:
     )
 
 
-def _told_by_signals() -> int:
-    """A descriptor that SIGTERM and SIGINT make readable.
+def _stop_signals() -> Callable[[], object]:
+    """From now on SIGTERM and SIGINT do nothing but end a call of what is returned.
 
-    A threading.Event would not do: its lock is not re-entrant, and a signal may find this thread holding it.
+    The interpreter's C handler writes their numbers to a pipe. A Python handler would not do: it runs only when
+    this thread next executes Python, and a signal that another thread received does not wake it.
     """
     told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.write(tell, b"x"))
-    return told
+        signal.signal(number, lambda *_: None)
+    return lambda: os.read(told, 1)
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -73,12 +77,12 @@ def serve(arguments: argparse.Namespace) -> int:
             **threads,
         )
         require_loopback(config.listen, insecure=config.insecure)  # before the folder is made
-        told = _told_by_signals()
+        wait_for_stop = _stop_signals()
         with Service(config) as service:
             server = GrpcServer(service)
             ready = {"listening": server.address, "format_version": FORMAT_VERSION}
             print(json.dumps(ready) if arguments.json else f"listening on {server.address}", flush=True)
-            os.read(told, 1)
+            wait_for_stop()
             server.stop(config.grace_s)
     except HesearchError as error:
         print(f"hesearch serve: {error}", file=sys.stderr)

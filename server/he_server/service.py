@@ -58,6 +58,7 @@ class Service:
 
     # ---- collections -----------------------------------------------------------------------------------
     def create_collection(self, request: pb.CreateCollectionRequest, _call: CallContext) -> pb.Collection:
+        wire.check_context(request.context)
         parameters = wire.parameters_from_wire(request.parameters)
         wire.check_context(request.context, parameter_digest=parameters.digest)
         self._checks.new_collection(request, parameters)
@@ -156,7 +157,7 @@ class Service:
         record = self._find(header.context, header.collection_id)
         engine = self._engine(record)
         expected_bytes = self._checks.queries(header, engine)
-        self._store.snapshot(record, header.version).close()  # a stale version is refused before the upload
+        self._store.require_version(record, header.version)  # a stale one is refused before the queries come
         queries = self._received(requests, expected_bytes)
         engine.check_queries(queries, header.queries)
         with self._store.snapshot(record, header.version) as snapshot:

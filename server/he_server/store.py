@@ -158,7 +158,9 @@ class Store:
 
     def drop(self, record: CollectionRecord) -> None:
         """Raises NotFound. Files go when nobody reads them any more."""
-        self._pins.retire(self._catalogue.drop(record.collection_id))
+        with self._lock:
+            dropped = self._catalogue.drop(record.collection_id)
+        self._pins.retire(dropped)
 
     # ---- segments --------------------------------------------------------------------------------------
     def has(self, key: Key) -> bool:
@@ -229,13 +231,19 @@ class Store:
         self._pins.retire(retired)
         return version
 
+    @staticmethod
+    def require_version(record: CollectionRecord, version: int) -> None:
+        """Raises Conflict if the manifest is at another version."""
+        if record.version != version:
+            raise Conflict(f"version: got {version}, but the manifest is at version {record.version}")
+
     def snapshot(self, record: CollectionRecord, version: int) -> Snapshot:
         """All live segments of the current version. Raises Conflict if that is not `version`,
         TamperedDataError if the file of one is damaged."""
         with self._lock:
-            current, _, live = self._catalogue.manifest(record.name)
-            if (current.collection_id, current.version) != (record.collection_id, version):
-                raise Conflict(f"version: got {version}, but the manifest is at version {current.version}")
+            current = self.find(record.name, record.collection_id)
+            self.require_version(current, version)
+            live = self._catalogue.live(record.collection_id)
             return self._pinned(current, [(record.collection_id, segment_id) for segment_id in live])
 
     def segment(self, record: CollectionRecord, segment_id: bytes) -> Snapshot:
@@ -247,13 +255,15 @@ class Store:
             return self._pinned(record, [key])
 
     def _pinned(self, record: CollectionRecord, keys: list[Key]) -> Snapshot:
+        segments = []
         for key in keys:
-            if key not in self._segments:
+            if (segment := self._segments.get(key)) is None:
                 raise TamperedDataError(
                     f"segment: the stored file of {key[1].hex()[:16]}… is damaged; sending it again repairs it"
                 )
+            segments.append(segment)
         self._pins.pin(keys)
-        return Snapshot(record, [self._segments[key] for key in keys], self._pins, keys)
+        return Snapshot(record, segments, self._pins, keys)
 
     def close(self) -> None:
         self._catalogue.close()

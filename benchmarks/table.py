@@ -1,0 +1,75 @@
+"""The README's table of figures, from the JSON files that the benchmarks wrote.
+
+make figures                                   # measures, writes docs/figures/*.json, prints this table
+python -m benchmarks.table docs/figures        # prints it again
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PROFILES = ("compact", "exact", "precise")
+
+
+def _load(folder: Path, name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return loaded
+
+
+def render(folder: Path) -> str:
+    """Markdown. Raises FileNotFoundError where a file is missing."""
+    overhead = [_load(folder, f"overhead_{p}") for p in PROFILES]
+    icd = [_load(folder, f"icd_{p}") for p in PROFILES]
+    machine, arguments = overhead[0]["machine"], overhead[0]["arguments"]
+    plain = " / ".join(f"{o['times_s']['faiss']['median'] * 1e3:.1f}" for o in overhead)
+
+    def row(title: str, peer: str, values: list[str]) -> str:
+        return f"| {title} | {peer} | {' | '.join(values)} |"
+
+    identical = ["yes" if i["integer_identical"] else "–" for i in icd]
+    lines = [
+        "| | plaintext (FAISS `IndexFlatIP`) | `compact` | `exact` (default) | `precise` |",
+        "|---|---|---|---|---|",
+        row(
+            "server, one query, one thread, ms",
+            plain,
+            [f"{o['times_s']['server']['median'] * 1e3:.1f}" for o in overhead],
+        ),
+        row("… as a multiple of FAISS in the same run", "1", [f"{o['ratio_server_vs_faiss']:.2f}" for o in overhead]),
+        row("recall@10 on ICD-10-CM", "1", [f"{i['recall_at_10']:.4f}" for i in icd]),
+        row("error of a score, standard deviation", "–", [f"{i['score_error_std']:.1e}" for i in icd]),
+        row(f"bit-identical to the integer search ({icd[1]['scores_compared']:,} scores)", "–", identical),
+        row("index, bytes a coordinate", "4", [f"{o['index_bytes_per_coordinate']:.2f}" for o in overhead]),
+        row("query sent, KB", f"{4 * arguments['dim'] / 1e3:.0f}", [f"{o['query_bytes'] / 1e3:.0f}" for o in overhead]),
+        row("answer received, bytes a row", "–", [f"{o['answer_bytes_per_row']:.2f}" for o in overhead]),
+        row("client cache, bytes a row", "–", [f"{o['client_cache_bytes_per_row']:.0f}" for o in overhead]),
+        row(
+            "client, one query (encrypt, verify, decrypt), ms",
+            "–",
+            [f"{(o['client_query_s'] + o['client_recover_s']) * 1e3:.1f}" for o in overhead],
+        ),
+        row("encryption, rows a second a core", "–", [f"{o['encrypt_rows_per_s']:,.0f}" for o in overhead]),
+        row(
+            "TenSEAL, one dot product a row (extrapolated), times slower",
+            "–",
+            [f"{o['ratio_tenseal_vs_hint']:,.0f}" for o in overhead],
+        ),
+        row(
+            "TenSEAL at its best (dimension-packed), times slower",
+            "–",
+            [f"{o['ratio_tenseal_packed_vs_hint']:,.0f}" for o in overhead],
+        ),
+        "",
+        f"{arguments['rows']:,} × {arguments['dim']} unit vectors, medians of {arguments['rounds']} alternating runs, "
+        f"{machine['cpu']} ({machine['cores']} cores, {machine['kernel_targets'][0]}), where one core reads memory at "
+        f"{overhead[0]['read_bandwidth_gb_s']:.0f} GB/s; ICD-10-CM: {icd[0]['rows']:,} × {icd[0]['dim']}, "
+        f"{icd[0]['queries']:,} queries. FAISS has one time for each of our three runs.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/figures")))
