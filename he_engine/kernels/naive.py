@@ -73,9 +73,7 @@ class NaiveKernel:
         bits = size.bit_length() - 1
         points = [pow(root, -(2 * bit_reverse(j, bits) + 1), q) for j in range(size)]
         scale = pow(divisor, -1, q)
-        return [
-            scale * sum(v * pow(x, k, q) for v, x in zip(values, points, strict=True)) % q for k in range(size)
-        ]
+        return [scale * sum(v * pow(x, k, q) for v, x in zip(values, points, strict=True)) % q for k in range(size)]
 
     def forward(self, polys: U32) -> None:
         """In place, (K, P, N): coefficients → NTT slots."""
