@@ -76,6 +76,16 @@ class Encoding:
             raise NormError(f"{field}: vector {first + bad[0]} is not finite or is longer than the bound")
         return rounded
 
+    def row_norms(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """‖x̂‖/S or ‖x̂‖/Δ_x, (n,): norms as encoded, in the units of `scores`."""
+        scale = self._p.quantiser if self._exact else self._p.index_scale
+        return _norms(self._round(rows, scale, "rows")) / scale
+
+    def query_norm(self, vector: NDArray[np.float64]) -> float:
+        """‖ŷ‖/S or ‖ŷ‖/Δ_y."""
+        scale = self._p.quantiser if self._exact else self._p.query_scale
+        return float(_norms(self._round(vector[None], scale, "query"))[0] / scale)
+
     def scores(self, decoded: NDArray[np.int64]) -> NDArray[np.float64]:
         """Decoded values (K, B) → inner products of unit-ball vectors (K·B,).
 

@@ -52,6 +52,9 @@ class Query(Protocol):
     @property
     def ciphertext(self) -> Buffer: ...
 
+    def close(self) -> None:
+        """Forget its secrets; it recovers nothing any more."""
+
 
 class Segment(Protocol):
     """What a client must hold of one segment to recover its answers; made by `ClientEngine.load`."""
@@ -83,6 +86,12 @@ class ClientEngine(Protocol):
     def load(self, encrypted: EncryptedRows) -> Segment:
         """Prepare to recover (from `setup` directly, or from downloaded and unsealed parts; `index` unused)."""
 
+    def row_norms(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """‖x‖ of rows (n, d) as `setup` encodes them, in the units of `recover`'s inner products."""
+
+    def query_norm(self, vector: NDArray[np.float64]) -> float:
+        """‖y‖ of vector (d,) as `query` encodes it, in the same units."""
+
     def query(self, vector: NDArray[np.float64]) -> Query:
         """vector (d,), of norm ≤ 1; encrypted with fresh randomness at every call."""
 
@@ -91,6 +100,9 @@ class ClientEngine(Protocol):
 
         Where the engine can verify, all answers are verified before any is decrypted: TamperedAnswerError.
         """
+
+    def release(self, segment: Any) -> None:
+        """The segment will not be searched again: forget what is kept for it."""
 
     def close(self) -> None:
         """Forget secrets."""

@@ -36,7 +36,7 @@ class ResidueError(HesearchError):
 
 
 class SecretReuseError(HesearchError):
-    """A secret that serves once was used again, copied, pickled or carried across a fork."""
+    """A secret was used after it was closed, twice where it serves once, elsewhere than meant, or was to be copied."""
 
 
 class WrongKeyError(HesearchError):

@@ -202,6 +202,8 @@ class HintClient(Secret):
         p, n = self._poly
         if len(encrypted.seed) != SEED_BYTES:
             raise ResidueError(f"seed: got {len(encrypted.seed)} bytes, expected {SEED_BYTES}")
+        if encrypted.blocks != self.parameters.blocks_for(encrypted.rows):
+            raise ResidueError(f"rows: {encrypted.rows} do not fill {encrypted.blocks} blocks")
         expected = 4 * encrypted.blocks * p * n
         if len(encrypted.hint) != expected:
             raise ResidueError(f"hint: got {len(encrypted.hint)} bytes, expected {expected}")
@@ -215,6 +217,14 @@ class HintClient(Secret):
         position = self._checker.first_noncanonical(words)
         if position >= 0:
             raise ResidueError(f"{field}: residue {position} is not canonical (expected < q_j)")
+
+    def row_norms(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See ClientEngine."""
+        return self._encoding.row_norms(rows)
+
+    def query_norm(self, vector: NDArray[np.float64]) -> float:
+        """See ClientEngine."""
+        return self._encoding.query_norm(vector)
 
     # ---- query -----------------------------------------------------------------------------------------
     def query(self, vector: NDArray[np.float64]) -> HintQuery:
@@ -237,9 +247,9 @@ class HintClient(Secret):
     ) -> list[NDArray[np.float64]]:
         """Inner products, one (rows,) array a segment.
 
-        Every residue of every answer is checked first: TamperedAnswerError, and nothing is decrypted. Raises
-        ResidueError for a wrong length or a residue ≥ q_j, SecretReuseError for a closed query, one of another
-        collection, or a segment named twice (equal weights would cancel).
+        Every residue of every answer is checked first: TamperedAnswerError, also for a wrong length or a residue
+        ≥ q_j, and nothing is decrypted. Raises SecretReuseError for a closed query, one of another collection, or a
+        segment named twice (equal weights would cancel).
         """
         query._open(self)
         if len({s.fingerprint.salt for s in segments}) != len(segments):
@@ -251,10 +261,12 @@ class HintClient(Secret):
     def _parse(self, segment: HintSegment, answer: Buffer) -> U32:
         expected = segment.blocks * self.answer_bytes_per_block
         if len(answer) != expected:
-            raise ResidueError(f"answer: got {len(answer)} bytes, expected {expected}")
+            raise TamperedAnswerError(f"answer: got {len(answer)} bytes, expected {expected}")
         words = np.frombuffer(answer, "<u4")
         parsed = words.reshape(segment.blocks, self._poly[0], self.parameters.rows_per_block)
-        self._require_canonical(parsed, "answer")
+        position = self._checker.first_noncanonical(parsed)
+        if position >= 0:
+            raise TamperedAnswerError(f"answer: residue {position} is not canonical (expected < q_j)")
         return parsed
 
     def _verify(self, query: HintQuery, segments: Sequence[HintSegment], answers: Sequence[U32]) -> None:
@@ -275,7 +287,7 @@ class HintClient(Secret):
         ]
         raise TamperedAnswerError(
             f"answer: {len(wrong)} of {len(segments)} segments fail verification (numbers {wrong[:8]}); "
-            "the server did not compute what was asked, and nothing was decrypted"
+            "the server did not compute what was asked, or its index is damaged; nothing was decrypted"
         )
 
     def _total_fingerprint(self, segments: Sequence[HintSegment]) -> U32:
@@ -293,7 +305,7 @@ class HintClient(Secret):
         for first, count in self._pieces(segment):
             part = slice(first, first + count)
             with self._secrets.borrow(
-                (segment.seed, first), partial(self._block_secrets, segment.seed, first, count)
+                segment.seed, first, partial(self._block_secrets, segment.seed, first, count)
             ) as s:
                 decoded = self._kernel.recover(answer[part], segment.hint[part], s, secret, mask)
             scores.append(self._encoding.scores(decoded))
@@ -304,6 +316,10 @@ class HintClient(Secret):
         """(first block, blocks): bounds what is in memory where secrets are not cached."""
         for first in range(0, segment.blocks, PIECE_BLOCKS):
             yield first, min(PIECE_BLOCKS, segment.blocks - first)
+
+    def release(self, segment: HintSegment) -> None:
+        """Overwrite its cached block secrets."""
+        self._secrets.forget(segment.seed)
 
     def close(self) -> None:
         """Overwrite cached block secrets and the sum of fingerprints."""

@@ -107,9 +107,9 @@ class Parameters:
         except ValueError:
             names = ", ".join(p.value for p in Profile)
             raise ParameterError(f"profile: got {profile!r}, expected one of {names}") from None
-        if not 1 <= dim <= MAX_DIM:
-            raise ParameterError(f"dim: got {dim}, expected 1 to {MAX_DIM}")
-        return cls(profile=profile, dim=dim, stride=stride or default_stride(profile, dim))
+        if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM:
+            raise ParameterError(f"dim: got {dim!r}, expected an integer from 1 to {MAX_DIM}")
+        return cls(profile=profile, dim=dim, stride=default_stride(profile, dim) if stride is None else stride)
 
     # ---- ring and layout -------------------------------------------------------------------------------
     @property

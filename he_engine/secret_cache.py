@@ -1,10 +1,13 @@
-"""Block secrets kept between queries, within a bound; overwritten when they are evicted and nobody uses them."""
+"""Block secrets kept between queries: what fits within a bound stays, the rest is made anew each time.
+
+Every search scans all segments in the same order; evicting for newcomers would then never hit once the bound is passed.
+Arrays are overwritten when they are forgotten and nobody uses them.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,64 +23,59 @@ class _Entry:
 
     def __init__(self, array: U32) -> None:
         self.array = array
-        self.users = 0
-        self.kept = True
+        self.users = 1
+        self.kept = False
+
+    def wipe_if_unused(self) -> None:
+        if not self.kept and self.users == 0:
+            self.array.fill(0)
 
 
 class SecretCache(Secret):
-    """Least recently used first out. Thread-safe."""
+    """Arrays by (segment seed, first block). Thread-safe."""
 
     __slots__ = ("_bytes", "_capacity", "_entries", "_lock")
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
         self._bytes = 0
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: dict[bytes, dict[int, _Entry]] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def borrow(self, name: Hashable, make: Callable[[], U32]) -> Iterator[U32]:
-        """The secrets called `name`, made where they are not cached; do not use them after the `with` block."""
+    def borrow(self, seed: bytes, first: int, make: Callable[[], U32]) -> Iterator[U32]:
+        """The secrets of a piece of a segment; do not use them after the `with` block."""
         with self._lock:
-            entry = self._entries.get(name)
+            entry = self._entries.get(seed, {}).get(first)
             if entry is not None:
-                self._entries.move_to_end(name)
                 entry.users += 1
         if entry is None:
-            entry = self._keep(name, _Entry(make()))
+            entry = _Entry(make())
+            self._keep(seed, first, entry)
         try:
             yield entry.array
         finally:
             with self._lock:
                 entry.users -= 1
-                _wipe_if_unused(entry)
+                entry.wipe_if_unused()
 
-    def _keep(self, name: Hashable, entry: _Entry) -> _Entry:
-        """Cache a new entry, in use by its maker; another thread's entry of the same name stays instead."""
+    def _keep(self, seed: bytes, first: int, entry: _Entry) -> None:
         with self._lock:
-            entry.users = 1
-            if name in self._entries or entry.array.nbytes > self._capacity:
-                entry.kept = False
-                return entry
-            self._entries[name] = entry
-            self._bytes += entry.array.nbytes
-            while self._bytes > self._capacity:
-                self._drop(next(iter(self._entries)))
-        return entry
+            pieces = self._entries.setdefault(seed, {})
+            if first not in pieces and self._bytes + entry.array.nbytes <= self._capacity:
+                pieces[first] = entry
+                entry.kept = True
+                self._bytes += entry.array.nbytes
 
-    def _drop(self, name: Hashable) -> None:
-        entry = self._entries.pop(name)
-        self._bytes -= entry.array.nbytes
-        entry.kept = False
-        _wipe_if_unused(entry)
+    def forget(self, seed: bytes) -> None:
+        """All pieces of a segment; what is in use is overwritten when its user is done."""
+        with self._lock:
+            for entry in self._entries.pop(seed, {}).values():
+                self._bytes -= entry.array.nbytes
+                entry.kept = False
+                entry.wipe_if_unused()
 
     def close(self) -> None:
-        """Forget all; what is in use is overwritten when its user is done."""
-        with self._lock:
-            for name in list(self._entries):
-                self._drop(name)
-
-
-def _wipe_if_unused(entry: _Entry) -> None:
-    if not entry.kept and entry.users == 0:
-        entry.array.fill(0)
+        """Forget everything."""
+        for seed in list(self._entries):
+            self.forget(seed)

@@ -54,6 +54,9 @@ class TensealQuery:
 
     ciphertext: bytes = field(repr=False)  #: 32,832·d bytes
 
+    def close(self) -> None:
+        """Nothing in it is secret."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensealSegment:
@@ -182,6 +185,15 @@ class TensealClient(Secret):
         if not np.abs(scores).max() <= SCORE_BOUND:
             raise WrongKeyError("answer: a score is outside the bound: it is for another key, or was altered")
         return scores
+
+    def row_norms(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """‖x‖: encoding changes it by less than the error of a score."""
+        norms: NDArray[np.float64] = np.linalg.norm(rows, axis=1)
+        return norms
+
+    def query_norm(self, vector: NDArray[np.float64]) -> float:
+        """‖y‖."""
+        return float(np.linalg.norm(vector))
 
     def release(self, segment: TensealSegment) -> None:
         """Nothing is kept of a segment."""

@@ -123,10 +123,10 @@ def test_a_changed_answer_is_seen_before_decryption(
     above = words.astype(np.int64).copy()
     above[0, 0, 0] += primes[0]
     if above[0, 0, 0] < 1 << 32:
-        with pytest.raises(ResidueError, match="not canonical"):
+        with pytest.raises(TamperedAnswerError, match="not canonical"):
             both.client.recover(query, [segment], [above.astype("<u4").tobytes()])
     for length in (0, 1, len(honest) - 4, len(honest) + 4):
-        with pytest.raises(ResidueError, match=r"got \d+ bytes, expected \d+"):
+        with pytest.raises(TamperedAnswerError, match=r"got \d+ bytes, expected \d+"):
             both.client.recover(query, [segment], [(honest + bytes(4))[:length]])
 
 

@@ -6,6 +6,7 @@ checked against its digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import threading
@@ -36,17 +37,29 @@ class PartCache:
             return None
         return found
 
+    def has(self, sha256: bytes) -> bool:
+        """Whether `get` is likely to find it: a damaged file is noticed only by `get`."""
+        with self._lock:
+            if sha256 in self._memory:
+                return True
+        return self._folder is not None and (self._folder / sha256.hex()).exists()
+
     def put(self, sha256: bytes, content: bytes, *, keep: bool = False) -> None:
-        """Store on disk where there is a folder; in memory where `keep`."""
+        """Store on disk where there is a folder that takes it; in memory where `keep`."""
         if keep:
             with self._lock:
                 self._memory[sha256] = content
         if self._folder is not None:
             temporary = self._folder / f".{secrets.token_hex(8)}"
-            temporary.touch(mode=0o600)
-            temporary.write_bytes(content)
-            temporary.replace(self._folder / sha256.hex())
+            with contextlib.suppress(OSError):  # a full disk makes a cache useless, not a search wrong
+                temporary.touch(mode=0o600)
+                temporary.write_bytes(content)
+                temporary.replace(self._folder / sha256.hex())
 
     def forget(self, sha256: bytes) -> None:
+        """Drop it from memory and disk."""
         with self._lock:
             self._memory.pop(sha256, None)
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / sha256.hex()).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,11 +42,11 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         threads: int | None = None,
     ) -> None:
-        self._transport = _connect(os.fspath(target), insecure)
+        self._transport = _connect(target, insecure)
         self._cache = PartCache(Path(cache) if cache is not None else None)
         self._timeout_s = timeout_s
         self._threads = threads
-        self._collections: list[Collection] = []
+        self._collections: weakref.WeakSet[Collection] = weakref.WeakSet()
 
     def create_collection(
         self,
@@ -88,7 +89,10 @@ class Client:
             parameters=message.parameters,
             sealed_manifest=sealed,
         )
-        self._transport.call("CreateCollection", request, timeout_s=self._timeout_s)
+        with_retries(
+            lambda: self._transport.call("CreateCollection", request, timeout_s=self._timeout_s),
+            timeout_s=self._timeout_s,
+        )
         return self._open(name, key, manifest, payloads)
 
     def open_collection(self, name: str, *, key: RootKey, payloads: PayloadMode = "cache") -> Collection:
@@ -116,7 +120,7 @@ class Client:
             timeout_s=self._timeout_s,
             threads=self._threads,
         )
-        self._collections.append(collection)
+        self._collections.add(collection)
         return collection
 
     def _describe(self, name: str) -> pb.Collection:
@@ -149,7 +153,8 @@ class Client:
         self._transport.call("DropCollection", request, timeout_s=self._timeout_s)
 
     def close(self) -> None:
-        for collection in self._collections:
+        """Closes its collections too. More than once is once."""
+        for collection in list(self._collections):
             collection.close()
         self._transport.close()
 
@@ -162,16 +167,18 @@ class Client:
         self.close()
 
 
-def _connect(target: str, insecure: bool) -> Transport:
-    """Addresses have a colon and a port; anything else is a folder."""
-    host, colon, port = target.rpartition(":")
+def _connect(target: str | os.PathLike[str], insecure: bool) -> Transport:
+    """Addresses have a port; a folder is a path object, has a slash, or exists."""
+    text = os.fspath(target)
+    host, colon, port = text.rpartition(":")
     if colon and host and port.isdigit():
-        return GrpcTransport(target, insecure=insecure)
-    if target.startswith(":") and target != ":memory:":
-        raise InvalidInput(f"target: got {target!r}, expected 'host:port', a folder or ':memory:'")
+        return GrpcTransport(text, insecure=insecure)
+    is_folder = not isinstance(target, str) or os.sep in text or Path(text or "?").is_dir()
+    if text != ":memory:" and not is_folder:
+        raise InvalidInput(f"target: got {text!r}, expected 'host:port', a folder ('data/') or ':memory:'")
     from he_client.embedded import EmbeddedTransport
 
-    return EmbeddedTransport(None if target == ":memory:" else Path(target))
+    return EmbeddedTransport(None if text == ":memory:" else Path(text))
 
 
 def _info(found: pb.Collection) -> CollectionInfo:

@@ -235,7 +235,7 @@ def add_delete(subparsers: Subparsers) -> None:
         "notes 17 18 --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
     parser.add_argument("name")
-    parser.add_argument("ids", nargs="+", help="ids; integers where all are")
+    parser.add_argument("ids", nargs="+", help="integers (17) or texts (017, abc)")
     _add_key(parser)
     _add_server(parser)
 

@@ -1,13 +1,16 @@
 """The server in this process: the same service, messages and errors, without a port.
 
-The one place where the client imports the server.
+Apart from the command line's `serve`, the one place where the client imports the server.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,10 @@ class EmbeddedTransport:
     """Serves `folder`, or a temporary folder that is deleted on close. Raises what Service raises."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._temporary = None
+        self._forget: Callable[[], object] = _nothing
         if folder is None:
-            parent = _MEMORY if _MEMORY.is_dir() else None
-            self._temporary = tempfile.TemporaryDirectory(prefix="hesearch-", dir=parent, ignore_cleanup_errors=True)
-            folder = Path(self._temporary.name)
+            folder = Path(tempfile.mkdtemp(prefix="hesearch-", dir=_MEMORY if _MEMORY.is_dir() else None))
+            self._forget = weakref.finalize(self, _remove, folder, os.getpid())  # also when the interpreter ends
         self._service = Service(ServerConfig(data=folder))
 
     def call(self, method: str, request: Any, *, timeout_s: float) -> Any:  # noqa: ARG002  nothing to wait for
@@ -48,8 +50,16 @@ class EmbeddedTransport:
 
     def close(self) -> None:
         self._service.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._forget()
+
+
+def _nothing() -> None:
+    """A folder that was given stays."""
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child must not take the folder away from its parent
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _as_a_client_sees(error: HesearchError) -> HesearchError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def read_table(path: Path) -> Table:
         raise NotFound(f"{path}: no such file")
     try:
         return reader(path)
-    except (ValueError, KeyError, OSError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         if isinstance(error, InvalidInput):
             raise
         raise InvalidInput(f"{path}: not a readable {path.suffix} file of rows ({type(error).__name__})") from None
@@ -55,10 +56,11 @@ def read_lines(path: Path) -> list[str]:
 
 
 def parse_ids(texts: list[str]) -> list[RowId]:
-    """Integers where all are, else strings."""
-    if all(t.lstrip("-").isdigit() and t.isascii() for t in texts):
-        return [int(t) for t in texts]
-    return list(texts)
+    """Each one by itself: an integer where it is written as Python writes one ("17", "-3"), else a text ("017")."""
+    return [int(t) if _INTEGER.fullmatch(t) else t for t in texts]
+
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def _npy(path: Path) -> Table:

@@ -23,7 +23,7 @@ from he_engine.keys import KEY_BYTES, RootKey
 FORMAT = "hesearch collection key"
 VERSION = 1
 ITERATIONS, MEMORY_KIB, LANES = 3, 65536, 4
-MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_LANES = 64, 4 << 20, 64  #: a hostile file must not exhaust the reader
+MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_LANES = 64, 1 << 20, 64  #: a hostile file must not exhaust the reader
 
 
 class CollectionKey(RootKey):
@@ -73,7 +73,7 @@ class CollectionKey(RootKey):
             if fields["format"] != FORMAT or fields["version"] != VERSION or len(nonce) != 12:
                 raise ValueError
             wrapping = _stretch(fields, passphrase)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
             raise FormatVersionError(f"{source}: not a hesearch key file of version {VERSION}") from None
         try:
             root = AESGCM(wrapping).decrypt(nonce, sealed, _canonical(fields))

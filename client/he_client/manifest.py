@@ -17,7 +17,7 @@ EPOCH = 0
 MAX_ANCESTORS = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Manifest:
     """One version of a collection, as its key holders see it."""
 

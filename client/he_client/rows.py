@@ -16,12 +16,12 @@ from he_proto.v1 import hesearch_pb2 as pb
 MAX_ID_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class RowTable:
     """One entry a row, in the order of the index."""
 
     ids: list[RowId]
-    norms: NDArray[np.float64] | None  #: ‖x‖, under the l2 metric
+    norms: NDArray[np.float64] | None  #: ‖x‖ of the rows as they were encoded, under the l2 metric
     seed: bytes
     payload_salt: bytes
     payload_lengths: NDArray[np.uint64]  #: sealed bytes of each payload, 0: none; empty: no row has one
@@ -73,7 +73,9 @@ class RowTable:
 
 def check_ids(ids: Iterable[Any], rows: int | None = None) -> list[RowId]:
     """Plain int and str ids. Raises InvalidInput, DimensionError or DuplicateIdError."""
-    raw = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise InvalidInput(f"ids: got {type(ids).__name__}, expected a list of int or str")
+    raw = list(ids.tolist()) if isinstance(ids, np.ndarray) and ids.ndim else list(ids)
     checked: list[RowId] = []
     for position, value in enumerate(raw):
         plain = int(value) if isinstance(value, np.integer) else value
@@ -81,14 +83,21 @@ def check_ids(ids: Iterable[Any], rows: int | None = None) -> list[RowId]:
             raise InvalidInput(f"ids: got {type(value).__name__} at position {position}, expected int or str")
         if isinstance(plain, int) and not -(1 << 63) <= plain < 1 << 63:
             raise InvalidInput(f"ids: the integer at position {position} does not fit 64 bits")
-        if isinstance(plain, str) and not 1 <= len(plain.encode("utf-8", "replace")) <= MAX_ID_BYTES:
-            raise InvalidInput(f"ids: the text at position {position} must have 1 to {MAX_ID_BYTES} bytes")
+        if isinstance(plain, str) and not _is_storable(plain):
+            raise InvalidInput(f"ids: the text at position {position} must have 1 to {MAX_ID_BYTES} bytes of UTF-8")
         checked.append(plain)
     if rows is not None and len(checked) != rows:
         raise DimensionError(f"ids: got {len(checked)}, expected one for each of {rows} vectors")
     if len(set(checked)) != len(checked):
         raise DuplicateIdError("ids: an id occurs twice in this call")
     return checked
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        return 1 <= len(text.encode()) <= MAX_ID_BYTES
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 _TEXT, _BYTES = b"t", b"b"
@@ -98,6 +107,8 @@ def encode_payloads(payloads: Sequence[Payload | None] | None, rows: int) -> lis
     """Each payload with its type in the first byte. Raises InvalidInput or DimensionError."""
     if payloads is None:
         return None
+    if isinstance(payloads, str | bytes) or not isinstance(payloads, Iterable):
+        raise InvalidInput(f"payloads: got {type(payloads).__name__}, expected a list of str, bytes or None")
     encoded: list[bytes | None] = []
     for position, payload in enumerate(payloads):
         if payload is None:

@@ -21,7 +21,7 @@ from he_proto.v1 import hesearch_pb2 as pb
 
 F64 = NDArray[np.float64]
 HEAD_BYTES = 16
-CALL_BYTES = 64 << 20  #: of query ciphertexts in one call
+CALL_BYTES = 64 << 20  #: of query ciphertexts, and of answers, in one call
 
 
 class Searcher:
@@ -34,7 +34,6 @@ class Searcher:
         store: SegmentStore,
         engine: ClientEngine,
         space: Space,
-        direct_payloads: bool,
         timeout_s: float,
     ) -> None:
         self._transport = transport
@@ -42,7 +41,6 @@ class Searcher:
         self._store = store
         self._engine = engine
         self._space = space
-        self._direct = direct_payloads
         self._timeout_s = timeout_s
 
     def search(
@@ -58,12 +56,12 @@ class Searcher:
         times = np.zeros(3)  # encrypt, server, recover
         sizes = np.zeros(2, np.int64)  # sent, received
         heads = (b"", b"")
-        if not self._direct:
-            self._store.fetch_payloads(segments)
+        self._store.fetch_payloads(segments)
         if k == 0:
             hits = [[] for _ in vectors]
             vectors = vectors[:0]
-        together = max(1, min(MAX_QUERIES, CALL_BYTES // self._engine.query_bytes))
+        answer_bytes = self._engine.answer_bytes_per_block * sum(s.entry.blocks for s in segments)
+        together = max(1, min(MAX_QUERIES, CALL_BYTES // max(self._engine.query_bytes, answer_bytes)))
         for start in range(0, len(vectors), together):
             group = slice(start, min(start + together, len(vectors)))
             began = time.perf_counter()
@@ -71,9 +69,11 @@ class Searcher:
             sent = time.perf_counter()
             answers = self._ask(manifest, segments, queries)
             received = time.perf_counter()
-            for query, answer, norm in zip(queries, answers, norms[group], strict=True):
+            for query, answer, vector, norm in zip(queries, answers, vectors[group], norms[group], strict=True):
                 inner = self._engine.recover(query, [s.engine for s in segments], answer)
-                hits.append(self._rank(segments, inner, deleted, float(norm), k))
+                query.close()
+                encoded_norm = self._engine.query_norm(vector) if self._space.needs_norms else 1.0
+                hits.append(self._rank(segments, inner, deleted, float(norm), float(norm) * encoded_norm, k))
                 sizes += (len(query.ciphertext), sum(len(a) for a in answer))
             times += (sent - began, received - sent, time.perf_counter() - received)
             heads = (bytes(queries[0].ciphertext[:HEAD_BYTES]), bytes(answers[0][0][:HEAD_BYTES]))
@@ -113,12 +113,18 @@ class Searcher:
         return with_retries(ask, timeout_s=self._timeout_s)
 
     def _rank(
-        self, segments: Sequence[Segment], inner: list[F64], deleted: list[list[int]], norm: float, k: int
+        self,
+        segments: Sequence[Segment],
+        inner: list[F64],
+        deleted: list[list[int]],
+        norm: float,
+        encoded_norm: float,
+        k: int,
     ) -> list[Hit]:
         """The best k live rows; equal scores in the order of insertion."""
         closeness = []
         for segment, products, gone in zip(segments, inner, deleted, strict=True):
-            scores = self._space.scores(products, segment.table.norms, norm)
+            scores = self._space.scores(products, segment.table.norms, norm, encoded_norm)
             near = -scores if self._space.smaller_is_closer else scores.copy()
             near[gone] = -np.inf
             closeness.append(near)
@@ -137,7 +143,7 @@ class Searcher:
                 Hit(
                     id=segment.table.ids[row],
                     score=-score if self._space.smaller_is_closer else score,
-                    payload=self._store.payload(segment, row, direct=self._direct),
+                    payload=self._store.payload(segment, row),
                 )
             )
         return hits

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from he_client.cache import PartCache
+from he_client.metrics import Space
 from he_client.results import Payload, RowId
 from he_client.rows import RowTable, decode_payload
 from he_client.transport import Transport, with_retries
@@ -23,17 +24,18 @@ from he_proto.v1 import hesearch_pb2 as pb
 
 Contents: TypeAlias = dict[pb.PartKind, Buffer]
 
+_NEEDED = (pb.PART_KIND_HINT, pb.PART_KIND_ROWS, pb.PART_KIND_FINGERPRINT)
 ROWS, FINGERPRINT, PAYLOADS = "row table", "fingerprint", "payloads"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False, eq=False)
 class Segment:
     """A live segment, opened: its row table, and what the engine needs to recover its answers."""
 
     entry: pb.SegmentEntry
     table: RowTable
     engine: Any
-    placed: set[int] | None = field(default=None, init=False)  #: rows known deleted; None: not in use
+    deleted: set[int] | None = field(default=None, init=False)  #: as of the adopted manifest; None: not in it
     offsets: NDArray[np.uint64] = field(init=False)  #: of payload records in their part; rows + 1 entries
 
     def __post_init__(self) -> None:
@@ -58,7 +60,9 @@ class SegmentStore:
         collection_id: bytes,
         key: RootKey,
         engine: ClientEngine,
+        space: Space,
         cache: PartCache,
+        direct_payloads: bool,
         timeout_s: float,
     ) -> None:
         self._transport = transport
@@ -66,7 +70,9 @@ class SegmentStore:
         self._id = collection_id
         self._key = key
         self._engine = engine
+        self._space = space
         self._cache = cache
+        self._direct = direct_payloads
         self._timeout_s = timeout_s
 
     def _aad(self, what: str) -> bytes:
@@ -77,12 +83,12 @@ class SegmentStore:
         self,
         ids: list[RowId],
         vectors: NDArray[np.float64],
-        norms: NDArray[np.float64] | None,
         payloads: list[bytes | None] | None,
         advance: Advance,
     ) -> tuple[Segment, Contents]:
         """Encrypt one segment; nothing is sent."""
         encrypted = self._engine.setup(vectors, advance)
+        norms = self._space.norm_bound * self._engine.row_norms(vectors) if self._space.needs_norms else None
         salt, sealed = self._seal_payloads(payloads)
         lengths = np.array([len(s) for s in sealed], np.uint64)
         table = RowTable(ids, norms, encrypted.seed, salt, lengths)
@@ -106,7 +112,7 @@ class SegmentStore:
         segment = Segment(entry, table, self._engine.load(encrypted))
         for part in header.parts:
             if part.kind != pb.PART_KIND_INDEX:
-                keep = part.kind == pb.PART_KIND_PAYLOADS
+                keep = part.kind == pb.PART_KIND_PAYLOADS and not self._direct
                 self._cache.put(part.sha256, bytes(contents[part.kind]), keep=keep)
         return segment, contents
 
@@ -152,10 +158,19 @@ class SegmentStore:
         )
         return Segment(entry, table, self._engine.load(encrypted))
 
+    def needed_bytes(self, entry: pb.SegmentEntry) -> int:
+        """Of the parts that `open` reads."""
+        return sum(p.length_bytes for p in entry.parts if p.kind in _NEEDED)
+
     def missing_bytes(self, entry: pb.SegmentEntry) -> int:
         """What `open` would have to download."""
-        needed = (pb.PART_KIND_HINT, pb.PART_KIND_ROWS, pb.PART_KIND_FINGERPRINT)
-        return sum(p.length_bytes for p in entry.parts if p.kind in needed and self._cache.get(p.sha256) is None)
+        return sum(p.length_bytes for p in entry.parts if p.kind in _NEEDED and not self._cache.has(p.sha256))
+
+    def forget(self, segment: Segment) -> None:
+        """The segment has left the manifest: nothing of it is kept in memory."""
+        self._engine.release(segment.engine)
+        for part in segment.entry.parts:
+            self._cache.forget(part.sha256)
 
     def _fetch(self, entry: pb.SegmentEntry, part: pb.Part | None, *, keep: bool = False) -> bytes:
         """A whole part, from the cache or the server, checked against its digest."""
@@ -194,7 +209,7 @@ class SegmentStore:
 
         return with_retries(receive, timeout_s=self._timeout_s)
 
-    def payload(self, segment: Segment, row: int, *, direct: bool) -> Payload | None:
+    def payload(self, segment: Segment, row: int) -> Payload | None:
         """The payload of one row.
 
         From the columns that `fetch_payloads` keeps, so that the server cannot tell which row was found; `direct`
@@ -204,7 +219,7 @@ class SegmentStore:
         if part is None or not segment.table.payload_lengths[row]:
             return None
         start, end = int(segment.offsets[row]), int(segment.offsets[row + 1])
-        if direct and self._cache.get(part.sha256) is None:
+        if self._direct:
             record = self._read(segment.entry, pb.PART_KIND_PAYLOADS, start, end - start)
         else:
             record = self._fetch(segment.entry, part, keep=True)[start:end]
@@ -212,7 +227,9 @@ class SegmentStore:
         return decode_payload(unseal_record(self._key, PAYLOADS, self._aad(PAYLOADS), salt, row, record))
 
     def fetch_payloads(self, segments: Sequence[Segment]) -> None:
-        """All payload columns, before anything is found: which ones are wanted must not show."""
+        """All payload columns, before anything is found: which ones are wanted must not show. Unless `direct`."""
+        if self._direct:
+            return
         for segment in segments:
             self._fetch(segment.entry, segment.part(pb.PART_KIND_PAYLOADS), keep=True)
 

@@ -1,0 +1,157 @@
+"""What a client holds of a collection: the current manifest, its segments opened, and where each id is.
+
+Reading a manifest and adopting it, or committing one and adopting it, happen under one lock, so that an older
+response can never be adopted after a newer one. Searches take `current`, an immutable pair, without waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from he_client.manifest import Manifest, open_manifest, seal_manifest
+from he_client.progress import progress_bar
+from he_client.results import RowId
+from he_client.segments import Segment, SegmentStore
+from he_client.transport import ATTEMPTS, FIRST_PAUSE_S, Transport, with_retries
+from he_engine.errors import Conflict, InvalidInput, NotFound, TamperedDataError, Unavailable
+from he_engine.keys import RootKey
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+
+MAX_REBASES = 16
+
+Entries = list[pb.SegmentEntry]
+
+
+class State:
+    """Of one open collection. Thread-safe. `current`: the manifest, and its segments in the manifest's order."""
+
+    def __init__(
+        self,
+        name: str,
+        transport: Transport,
+        context: pb.Context,
+        key: RootKey,
+        store: SegmentStore,
+        manifest: Manifest,
+        timeout_s: float,
+    ) -> None:
+        self._name = name
+        self._transport = transport
+        self._context = context
+        self._key = key
+        self._store = store
+        self._timeout_s = timeout_s
+        self._lock = threading.RLock()
+        self._open: dict[bytes, Segment] = {}
+        self._positions: dict[RowId, tuple[bytes, int]] = {}
+        self.current: tuple[Manifest, tuple[Segment, ...]] = (manifest, ())
+        try:
+            self._adopt(manifest, {})
+        except NotFound:  # a segment was retired since the manifest was read
+            self.refresh()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.current[0]
+
+    def position(self, row_id: RowId) -> tuple[bytes, int] | None:
+        """(segment id, row) of a live id."""
+        return self._positions.get(row_id)
+
+    def refresh(self, built: dict[bytes, Segment] | None = None) -> None:
+        """Read the current manifest and open it. Raises RollbackError unless it extends what was seen, NotFound
+        when the collection is gone, TamperedDataError when the server lost one of its segments."""
+        with self._lock:
+            for _ in range(MAX_REBASES):
+                manifest = self._read()
+                try:
+                    return self._adopt(manifest, built or {})
+                except NotFound:  # a segment: retired since, if there is a newer manifest
+                    if self._read().version == manifest.version:
+                        raise TamperedDataError(
+                            f"collection {self._name!r}: the server no longer has a segment of its manifest"
+                        ) from None
+            raise Conflict(f"collection {self._name!r}: changes faster than it can be read; try again")
+
+    def _read(self) -> Manifest:
+        request = pb.ReadManifestRequest(context=self._context)
+        response = with_retries(
+            lambda: self._transport.call("ReadManifest", request, timeout_s=self._timeout_s),
+            timeout_s=self._timeout_s,
+        )
+        if response.collection_id != self.manifest.collection_id:
+            raise NotFound(f"collection {self._name!r}: was dropped, and another has its name now")
+        return open_manifest(self._key, self._name, response)
+
+    def commit(self, change: Callable[[Entries], Entries], built: dict[bytes, Segment]) -> None:
+        """Apply `change` to the live segments and commit; on top of other writers' commits where they came first.
+
+        `built`: segments that this client made and need not fetch. Raises what `change` raises, Conflict after
+        MAX_REBASES lost races, Unavailable.
+        """
+        tried: set[bytes] = set()
+        failures = 0
+        with self._lock:
+            for _ in range(MAX_REBASES):
+                base = self.manifest
+                if tried & {base.sha256, *base.message.ancestors_sha256}:
+                    return None  # an earlier attempt was committed although its reply was lost
+                following = base.successor(change(list(base.message.segments)))
+                sealed, manifest = seal_manifest(self._key, self._name, following)
+                if len(sealed) > wire.MAX_MANIFEST_BYTES:
+                    raise InvalidInput("the collection has too many segments or deleted rows for one manifest")
+                request = pb.CommitManifestRequest(
+                    context=self._context,
+                    collection_id=base.collection_id,
+                    expected_version=base.version,
+                    sealed_manifest=sealed,
+                    live_segments=[s.segment_id for s in following.segments],
+                )
+                try:
+                    self._transport.call("CommitManifest", request, timeout_s=self._timeout_s)
+                    return self._adopt(manifest, built)
+                except (Conflict, Unavailable) as error:
+                    tried.add(manifest.sha256)
+                    if isinstance(error, Unavailable):
+                        failures += 1
+                        if failures == ATTEMPTS:
+                            raise
+                        time.sleep(FIRST_PAUSE_S * 2**failures)
+                    self.refresh(built)
+        raise Conflict(f"collection {self._name!r}: {MAX_REBASES} commits by others came first; try again")
+
+    # ---- adopting --------------------------------------------------------------------------------------
+    def _adopt(self, manifest: Manifest, built: dict[bytes, Segment]) -> None:
+        """Make `manifest` current: open its new segments, forget the ones that are gone. All or nothing."""
+        with self._lock:
+            self.manifest.require_successor(manifest)
+            entries = {e.segment_id: e for e in manifest.message.segments}
+            known = {**built, **self._open}
+            missing = [e for e in entries.values() if e.segment_id not in known]
+            total = sum(self._store.missing_bytes(e) for e in missing)
+            with progress_bar(None, total, "fetch hints", "B") as advance:
+                for entry in missing:
+                    known[entry.segment_id] = self._store.open(entry)
+                    advance(self._store.needed_bytes(entry))
+            for segment_id in {**self._open, **entries}:
+                self._place(segment_id, known[segment_id], entries.get(segment_id))
+            for segment_id in self._open.keys() - entries.keys():
+                self._store.forget(known[segment_id])
+            self._open = {segment_id: known[segment_id] for segment_id in entries}
+            self.current = (manifest, tuple(self._open.values()))
+            if len(self._positions) != manifest.count:
+                raise TamperedDataError("manifest: an id is live in two rows")
+
+    def _place(self, segment_id: bytes, segment: Segment, entry: pb.SegmentEntry | None) -> None:
+        """Bring the positions of one segment's ids up to date: none live where `entry` is None."""
+        everything = range(len(segment.table.ids))
+        deleted = set(everything if entry is None else entry.deleted_rows)
+        before = set(everything) if segment.deleted is None else segment.deleted
+        for row in deleted - before:
+            self._positions.pop(segment.table.ids[row], None)
+        for row in before - deleted:
+            self._positions[segment.table.ids[row]] = (segment_id, row)
+        segment.deleted = None if entry is None else deleted
