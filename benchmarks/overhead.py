@@ -21,12 +21,12 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from benchmarks.machine import describe, read_bandwidth_gb_s
 from benchmarks.subjects import Subject
@@ -35,6 +35,7 @@ from he_engine.params import Parameters
 
 F64 = NDArray[np.float64]
 QUERIES = 10  #: for correctness
+ENCRYPTIONS = 4  #: of all rows; the first warms up, the median of the others counts
 SAMPLE_ROWS = 20  #: per-row TenSEAL
 PACKED_ROWS = 4096  #: dimension-packed TenSEAL
 FIRST_SEED = 1
@@ -78,6 +79,17 @@ def check(subject: Subject, data: F64, queries: F64) -> dict[str, Any]:
     }
 
 
+def blas_threads(threads: int) -> AbstractContextManager[object]:
+    """NumPy's matrix product on so many threads; without threadpoolctl on as many as it likes, and said so."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        print("NumPy's threads are not limited: pip install '.[bench]'", file=sys.stderr)
+        return nullcontext()
+    limits: AbstractContextManager[object] = threadpool_limits(threads)
+    return limits
+
+
 def plaintext_peers(rows: F64, query: F64, threads: int) -> dict[str, Any]:
     """Callables that answer one query in float32 plaintext: all scores (NumPy) or the ten best (FAISS)."""
     data, vector = rows.astype(np.float32), query.astype(np.float32)
@@ -85,7 +97,7 @@ def plaintext_peers(rows: F64, query: F64, threads: int) -> dict[str, Any]:
     try:
         import faiss
     except ImportError:
-        print("FAISS is not installed: pip install 'hesearch[bench]'", file=sys.stderr)
+        print("FAISS is not installed: pip install '.[bench]'", file=sys.stderr)
         return peers
     faiss.omp_set_num_threads(threads)
     flat = faiss.IndexFlatIP(data.shape[1])
@@ -99,7 +111,7 @@ def tenseal_peers(data: F64, queries: F64) -> dict[str, Any]:
     try:
         from benchmarks import tenseal_peer
     except ImportError:
-        print("TenSEAL is not installed: pip install 'hesearch[tenseal]'", file=sys.stderr)
+        print("TenSEAL is not installed: pip install '.[tenseal]'", file=sys.stderr)
         return {}
     return tenseal_peer.measure(data, queries[0], sample_rows=SAMPLE_ROWS, packed_rows=PACKED_ROWS)
 
@@ -107,7 +119,10 @@ def tenseal_peers(data: F64, queries: F64) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     data, queries = make_data(arguments.rows, arguments.dim)
     with tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder:
-        subject = Subject(Path(folder), data, arguments.engine, arguments.profile, arguments.stride, arguments.threads)
+        repeats = ENCRYPTIONS if arguments.engine == "hint" else 1
+        subject = Subject(
+            Path(folder), data, arguments.engine, arguments.profile, arguments.stride, arguments.threads, repeats
+        )
         figures = check(subject, data, queries)
         query = subject.client.query(queries[0])
         answer = subject.answer(query)
@@ -115,7 +130,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "server": lambda: subject.answer(query),
             **plaintext_peers(data, queries[0], arguments.threads),
         }
-        with threadpool_limits(arguments.threads):
+        with blas_threads(arguments.threads):
             times = alternate(candidates, arguments.rounds)
         vector = queries[0]
         client = alternate(

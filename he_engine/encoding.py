@@ -100,7 +100,7 @@ class Encoding:
             divisor = float(p.quantiser**2)
         else:
             divisor = float(p.index_scale * p.query_scale)
-        if values.size and max(-int(values.min()), int(values.max())) > self._largest:
+        if values.size and max(-int(np.min(values)), int(np.max(values))) > self._largest:
             raise TamperedAnswerError("answer: a decoded score is outside the bound")
         return values / divisor
 

@@ -80,7 +80,7 @@ class Parameters:
     """All public numbers of a collection.
 
     N = 2^log_n, I = ⌈dim/stride⌉ planes, B = N/stride rows a block. Raises ParameterError for a dimension
-    outside [1, 16384], a stride that is no power of two in [1, min(N/16, 1024)], or an insecure ring.
+    outside [1, 16384], a stride that is no power of two in [1, N/16], or an insecure ring.
     """
 
     profile: Profile

@@ -49,7 +49,7 @@ SEED_BYTES = 64
 POLY_BYTES = 8 * DEGREE
 CIPHERTEXT_BYTES = POLY_BYTES + SEED_BYTES  #: a fresh ciphertext: one coordinate of a block or of a query
 ANSWER_BYTES = 3 * POLY_BYTES  #: one block's answer to one query
-INSTALL = "engine 'tenseal' needs TenSEAL: pip install 'hesearch[tenseal]'"
+INSTALL = "engine 'tenseal' needs TenSEAL: pip install '.[tenseal]'"
 
 U64 = NDArray[np.uint64]
 
@@ -84,7 +84,7 @@ def words(buffer: Buffer, length_bytes: int, field: str) -> U64:
 
 def check_residues(residues: U64, field: str) -> None:
     """Raises ResidueError unless every residue is < q."""
-    if residues.size and int(residues.max()) >= MODULUS:
+    if residues.size and int(np.max(residues)) >= MODULUS:
         position = int(np.argmax(residues >= MODULUS))
         raise ResidueError(f"{field}: residue {position} is not canonical (expected < q)")
 

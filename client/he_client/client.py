@@ -70,6 +70,7 @@ class Client:
         Raises ParameterError, AlreadyExists, Unavailable.
         """
         wire.check_name(name)
+        _require_key(key)
         parameters = choose_parameters(engine, profile, dim, stride)
         space = Space.make(metric, dim, norm_bound)
         message = pb.Manifest(
@@ -100,6 +101,7 @@ class Client:
 
         Raises NotFound, WrongKeyError, FormatVersionError, TamperedDataError, Unavailable.
         """
+        _require_key(key)
         context = wire.context(name, self._describe(name).context.parameter_digest)
         response = with_retries(
             lambda: self._transport.call(
@@ -167,12 +169,21 @@ class Client:
         self.close()
 
 
+def _require_key(key: object) -> None:
+    if not isinstance(key, RootKey):
+        raise InvalidInput(f"key: got {type(key).__name__}, expected a CollectionKey (CollectionKey.load reads a file)")
+
+
 def _connect(target: str | os.PathLike[str], insecure: bool) -> Transport:
     """Addresses have a port; a folder is a path object, has a slash, or exists."""
     text = os.fspath(target)
     host, colon, port = text.rpartition(":")
+    if "://" in text or (colon and host and port.isdigit() and int(port) > 65535):
+        raise InvalidInput(f"target: got {text!r}, expected 'host:port' with a port up to 65535")
     if colon and host and port.isdigit():
         return GrpcTransport(text, insecure=insecure)
+    if insecure:
+        raise InvalidInput(f"target: got {text!r}, but insecure=True goes with 'host:port'")
     is_folder = not isinstance(target, str) or os.sep in text or Path(text or "?").is_dir()
     if text != ":memory:" and not is_folder:
         raise InvalidInput(f"target: got {text!r}, expected 'host:port', a folder ('data/') or ':memory:'")

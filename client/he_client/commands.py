@@ -18,7 +18,7 @@ from he_client.client import Client
 from he_client.files import parse_ids, read_lines, read_table
 from he_client.keys import CollectionKey
 from he_client.results import Hit, RowId
-from he_engine.errors import InvalidInput
+from he_engine.errors import AlreadyExists, InvalidInput, NotFound
 
 Subparsers = Any  # argparse's own class is private
 
@@ -53,7 +53,10 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
 
 
 def _client(arguments: argparse.Namespace) -> Client:
-    return Client(arguments.server, insecure=arguments.insecure)
+    folder = arguments.server
+    if ":" not in folder and arguments.command != "create" and not Path(folder).is_dir():
+        raise NotFound(f"folder {folder}: no such folder (and no host:port)")
+    return Client(folder, insecure=arguments.insecure)
 
 
 def _passphrase(arguments: argparse.Namespace, *, confirm: bool = False) -> str:
@@ -62,13 +65,18 @@ def _passphrase(arguments: argparse.Namespace, *, confirm: bool = False) -> str:
         return lines[0] if lines else ""
     if not sys.stdin.isatty():
         raise InvalidInput("passphrase: no terminal to ask on; give --passphrase-file")
-    entered = getpass.getpass("passphrase: ")
-    if confirm and getpass.getpass("again: ") != entered:
-        raise InvalidInput("passphrase: the two differ")
+    try:
+        entered = getpass.getpass("passphrase: ")
+        if confirm and getpass.getpass("again: ") != entered:
+            raise InvalidInput("passphrase: the two differ")
+    except EOFError:
+        raise InvalidInput("passphrase: none was given") from None
     return entered
 
 
 def _key(arguments: argparse.Namespace) -> CollectionKey:
+    if not arguments.key.is_file():
+        raise NotFound(f"key file {arguments.key}: no such file; `hesearch keygen` makes one")
     return CollectionKey.load(arguments.key, _passphrase(arguments))
 
 
@@ -100,6 +108,8 @@ def add_keygen(subparsers: Subparsers) -> None:
 
 
 def _keygen(arguments: argparse.Namespace) -> int:
+    if arguments.path.exists():
+        raise AlreadyExists(f"key file {arguments.path}: exists; keys are never overwritten")
     CollectionKey.generate().save(arguments.path, _passphrase(arguments, confirm=True))
     text = f"wrote {arguments.path}: whoever has it and its passphrase reads the data; without it nobody can"
     return _report(arguments, {"key": str(arguments.path)}, text)

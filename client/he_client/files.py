@@ -28,7 +28,8 @@ def read_table(path: Path) -> Table:
     """Rows from a file, by its ending.
 
     .npy: an array (n, d). .npz: `vectors`, optional `ids` and `payloads`. .csv: a header line; a column `id`, a
-    column `payload`, and either one column `vector` ("0.1 0.2 …") or all other columns as coordinates.
+    column `payload`, and either one column `vector` ("0.1 0.2 …", commas and brackets allowed) or all other columns
+    as coordinates.
     .parquet: columns `vector` (lists), optional `id` and `payload`. Raises NotFound, InvalidInput, MissingExtra.
     """
     readers = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
@@ -77,15 +78,25 @@ def _npz(path: Path) -> Table:
 def _csv(path: Path) -> Table:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
+        if any(_is_number(c) for c in reader.fieldnames or []):
+            raise InvalidInput(f"{path}: got no header line, expected one that names the columns")
         columns = [c for c in reader.fieldnames or [] if c not in ("id", "payload", "vector")]
         rows = list(reader)
     if rows and "vector" in rows[0]:
-        vectors = [[float(x) for x in row["vector"].replace(",", " ").split()] for row in rows]
+        vectors = [[float(x) for x in row["vector"].strip("[] ").replace(",", " ").split()] for row in rows]
     else:
         vectors = [[float(row[c]) for c in columns] for row in rows]
     ids = parse_ids([row["id"] for row in rows]) if rows and "id" in rows[0] else None
     payloads: list[str | None] | None = [row["payload"] for row in rows] if rows and "payload" in rows[0] else None
     return Table(np.array(vectors, np.float64), ids, payloads)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parquet(path: Path) -> Table:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from he_engine.errors import Unavailable
+from he_engine.errors import HesearchError, Unavailable
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2_grpc
 
@@ -36,6 +36,7 @@ class GrpcTransport:
     """One channel. TLS with the system's roots unless `insecure`."""
 
     def __init__(self, address: str, *, insecure: bool) -> None:
+        self._address, self._insecure = address, insecure
         options = list(wire.CHANNEL_OPTIONS)
         self._channel = (
             grpc.insecure_channel(address, options)
@@ -48,16 +49,29 @@ class GrpcTransport:
         try:
             return getattr(self._stub, method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise wire.error_from_rpc(error) from None
+            raise self._readable(error) from None
+        except ValueError:
+            raise Unavailable("this client is closed") from None
 
     def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:
-        call = getattr(self._stub, method)(request, timeout=timeout_s)
+        try:
+            call = getattr(self._stub, method)(request, timeout=timeout_s)
+        except ValueError:
+            raise Unavailable("this client is closed") from None
         try:
             yield from call
         except grpc.RpcError as error:
-            raise wire.error_from_rpc(error) from None
+            raise self._readable(error) from None
         finally:
             call.cancel()
+
+    def _readable(self, error: Any) -> HesearchError:
+        """Our own errors as they are; a connection that gRPC could not make in words that help."""
+        ours = any(key == wire.ERROR_METADATA for key, _ in error.trailing_metadata() or ())
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or ours:
+            return wire.error_from_rpc(error)
+        hint = "" if self._insecure else "; this version's servers speak no TLS: give insecure=True (--insecure)"
+        return Unavailable(f"no answer from {self._address}; is `hesearch serve` running there?{hint}")
 
     def close(self) -> None:
         self._channel.close()

@@ -42,7 +42,7 @@ _BY_CODE: dict[grpc.StatusCode, type[HesearchError]] = {
     grpc.StatusCode.ABORTED: errors.Conflict,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FormatVersionError,
     grpc.StatusCode.UNIMPLEMENTED: errors.FormatVersionError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.LimitExceeded,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Unavailable,  # too many calls at this moment, not one too large
     grpc.StatusCode.DATA_LOSS: errors.TamperedDataError,
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.Unavailable,

@@ -16,9 +16,10 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 
 from he_engine.engine import Buffer, ServerEngine
-from he_engine.errors import Unavailable
+from he_engine.errors import TamperedDataError, Unavailable
 from he_proto.wire import CHUNK_BYTES
-from he_server.store import StoredSegment
+from he_server.files import storage_errors
+from he_server.segment_file import StoredSegment
 
 UNIT_INDEX_BYTES = 32 << 20  #: of index in one unit: 2 ms of one core for one query
 UNIT_ANSWER_BYTES = 8 << 20
@@ -77,11 +78,12 @@ def answer(
     pool: Executor,
     threads: int,
     active: Callable[[], bool],
+    damaged: Callable[[StoredSegment], None],
 ) -> Iterator[Piece]:
     """Each query's answers over every block, in no promised order; `pool` has `threads` workers.
 
     Stops within a unit's time once `active()` is false, and raises Unavailable. When it ends, in whatever way,
-    no unit of it is running.
+    no unit of it is running. `damaged` is told of a segment whose file turns out to be wrong.
     """
     index_bytes = sum(segment.description.index_bytes for segment in segments)
     waiting = units(segments, blocks_per_unit(engine, index_bytes, count, threads))
@@ -89,7 +91,12 @@ def answer(
     def compute(unit: Unit) -> list[bytes]:
         if not active():
             raise Unavailable("the call was cancelled")
-        return engine.answer(unit.segment.index, unit.first_block, unit.blocks, queries, count)
+        try:
+            with storage_errors("answering"):
+                return engine.answer(unit.segment.index, unit.first_block, unit.blocks, queries, count)
+        except TamperedDataError:
+            damaged(unit.segment)
+            raise
 
     running: dict[Future[list[bytes]], Unit] = {}
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -64,6 +66,13 @@ def _stop_signals() -> Callable[[], object]:
     return lambda: os.read(told, 1)
 
 
+def _admit_open_files() -> None:
+    """As many as this process may ever have: each connection and each worker process takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # then the old limit stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; 0 then, 1 where it could not start (with the reason on stderr)."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -77,6 +86,7 @@ def serve(arguments: argparse.Namespace) -> int:
             **threads,
         )
         require_loopback(config.listen, insecure=config.insecure)  # before the folder is made
+        _admit_open_files()
         wait_for_stop = _stop_signals()
         with Service(config) as service:
             server = GrpcServer(service)

@@ -20,18 +20,23 @@ def _cores() -> int:
 class ServerConfig:
     """Where the data is, what is listened on, and the limits. Raises InvalidInput for one that makes no sense.
 
-    Memory per Answer call is at most max_query_bytes for the queries, plus (threads + 1) units of at most
-    8 MiB of answers (or one block's, where that is more): see he_server.answering.
+    Memory per Answer call is at most max_query_bytes for the queries (1/8 more while they come), plus (threads + 1)
+    units of at most 8 MiB of answers (or one block's, where that is more): see he_server.answering.
+
+    Health checks and reflection have threads of their own, so they are answered while all `calls` are taken. What
+    idle_s does not bound: a client that sends a little now and then, and one that announces a call of a single
+    message and never sends it. Both hold one of the threads until their deadline or their connection ends.
     """
 
     data: Path  #: folder of one server; made if it is not there
     listen: str = "127.0.0.1:50051"  #: host:port; port 0 takes a free one
     insecure: bool = False  #: plaintext, and then on loopback only
     threads: int = field(default_factory=_cores)  #: that compute answers
-    calls: int = 64  #: served at the same time; more are refused
+    calls: int = 64  #: served at the same time; more are refused, as Unavailable
+    idle_s: float = 30.0  #: a call whose client neither sends nor takes the next message for so long is cancelled
     target: str = ""  #: instruction set of the kernels; empty: the best that this machine has
     grace_s: float = 10.0  #: for running calls, when stopping
-    orphan_age_s: float = 24 * 3600.0  #: segments that were never committed are deleted after that
+    orphan_age_s: float = 24 * 3600.0  #: segments that were not committed are deleted after that
 
     max_dim: int = MAX_DIM
     max_queries: int = MAX_QUERIES  #: in one Answer call
@@ -45,6 +50,8 @@ class ServerConfig:
         for name in ("threads", "calls", "max_dim", "max_queries", "max_segments", "max_collections"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not self.idle_s > 0:
+            raise InvalidInput(f"idle_s: got {self.idle_s}, expected more than 0")
         if self.max_manifest_bytes > MAX_MANIFEST_BYTES:
             raise InvalidInput(
                 f"max_manifest_bytes: got {self.max_manifest_bytes}, "

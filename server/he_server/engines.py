@@ -1,17 +1,21 @@
-"""The arithmetic behind each collection: one engine for each set of parameters, made when first needed."""
+"""The arithmetic behind each collection: one engine for each set of parameters, for as long as it is in demand."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from he_engine.engine import IndexFile, ServerEngine
-from he_engine.errors import LimitExceeded
+from he_engine.engine import EngineKind, ServerEngine
+from he_engine.errors import Unavailable
 from he_engine.params import Parameters
-from he_proto.wire import PublicParameters, TensealParameters
+from he_proto.wire import PublicParameters, engine_kind
 from he_server.config import ServerConfig
+from he_server.segment_file import StoredSegment
 
-MAX_TENSEAL_ENGINES = 8  #: each has worker processes
+#: Kept at a time. Each of TenSEAL's has worker processes; each of the other kind maps up to 1,024 files.
+MAX_ENGINES = {EngineKind.HINT: 32, EngineKind.TENSEAL: 8}
 
 EngineMaker = Callable[[PublicParameters], ServerEngine]
 
@@ -31,45 +35,64 @@ def engine_maker(config: ServerConfig) -> EngineMaker:
     return make
 
 
+@dataclass(slots=True)
+class _Kept:
+    engine: ServerEngine
+    kind: EngineKind
+    users: int = 0
+
+
 class Engines:
-    """Thread-safe."""
+    """Thread-safe. `make` makes an engine that is the caller's own, and raises MissingExtra."""
 
     def __init__(self, make: EngineMaker) -> None:
-        self._make = make
+        self.make = make
         self._lock = threading.Lock()
-        self._engines: dict[bytes, ServerEngine] = {}
-        self._tenseal = 0
+        self._kept: dict[bytes, _Kept] = {}  # by parameter digest, the latest used last
 
-    def find(self, parameter_digest: bytes) -> ServerEngine | None:
-        """The engine, if it has been made."""
-        with self._lock:
-            return self._engines.get(parameter_digest)
+    @contextlib.contextmanager
+    def using(self, parameters: PublicParameters) -> Iterator[ServerEngine]:
+        """The engine, which is not closed before the block ends. It may take the place of one that nobody uses.
 
-    def get(self, parameters: PublicParameters) -> ServerEngine:
-        """Raises MissingExtra; LimitExceeded for the ninth dimension of TenSEAL collections."""
-        with self._lock:
-            engine = self._engines.get(parameters.digest)
-            if engine is None:
-                if isinstance(parameters, TensealParameters):
-                    if self._tenseal == MAX_TENSEAL_ENGINES:
-                        raise LimitExceeded(
-                            f"dim: got {parameters.dim}, but this server has TenSEAL collections of "
-                            f"{MAX_TENSEAL_ENGINES} other dimensions, and no more at a time"
-                        )
-                    self._tenseal += 1
-                engine = self._engines[parameters.digest] = self._make(parameters)
-            return engine
+        Raises MissingExtra; Unavailable if as many as there may be are in use.
+        """
+        kept, replaced = self._take(parameters)
+        try:
+            if replaced:
+                replaced.close()
+            yield kept.engine
+        finally:
+            with self._lock:
+                kept.users -= 1
 
-    def forget(self, index: IndexFile) -> None:
-        """The file has gone."""
+    def _take(self, parameters: PublicParameters) -> tuple[_Kept, ServerEngine | None]:
+        """The engine, with one user more; and the one that makes room for it, to be closed."""
         with self._lock:
-            engines = list(self._engines.values())
-        for engine in engines:
-            engine.forget(index)
+            kept, replaced = self._kept.pop(parameters.digest, None), None
+            if kept is None:
+                kind = engine_kind(parameters)
+                others = [(digest, other) for digest, other in self._kept.items() if other.kind is kind]
+                idle = next((digest for digest, other in others if not other.users), None)
+                full = len(others) >= MAX_ENGINES[kind]
+                if full and idle is None:
+                    raise Unavailable(f"engines: {len(others)} of other parameters are in use, and no more can be now")
+                kept = _Kept(self.make(parameters), kind)
+                if full and idle is not None:
+                    replaced = self._kept.pop(idle).engine
+            kept.users += 1
+            self._kept[parameters.digest] = kept
+            return kept, replaced
+
+    def forget(self, segment: StoredSegment) -> None:
+        """Its file has gone."""
+        with self._lock:
+            kept = self._kept.get(segment.description.parameter_digest)
+        if kept:
+            kept.engine.forget(segment.index)
 
     def close(self) -> None:
         with self._lock:
-            engines = list(self._engines.values())
-            self._engines.clear()
+            engines = [kept.engine for kept in self._kept.values()]
+            self._kept.clear()
         for engine in engines:
             engine.close()

@@ -48,6 +48,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Makes a folder and those it lies in, where they are missing, durably. `mode` is for the last."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode, exist_ok=True)
+        sync_folder(folder.parent)
+
+
 class NewFile:
     """A file that nobody sees until `publish`. A context manager: what was not published is removed."""
 

@@ -31,7 +31,7 @@ class Folder:
         self.catalogue = root / "catalogue.sqlite"
         with files.storage_errors("making the data folder"):
             for path in (self.incoming, self.segments):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                files.make_folder(path, 0o700)
             self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,18 +43,21 @@ class Folder:
             ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._durable: set[Path] = set()  # folders of collections
 
     def path(self, key: Key) -> Path:
         collection_id, segment_id = key
         return self.segments / collection_id.hex() / segment_id.hex()
 
     def make_place(self, key: Key) -> None:
-        """The collection's folder, durably."""
+        """The collection's folder, durably: one that is there may have been made by a call that has yet to sync."""
         folder = self.path(key).parent
+        if folder in self._durable:
+            return
         with files.storage_errors("making a folder"):
-            if not folder.is_dir():
-                folder.mkdir(mode=0o700, exist_ok=True)
-                files.sync_folder(self.segments)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            files.sync_folder(self.segments)
+        self._durable.add(folder)
 
     def sync_place(self, key: Key) -> None:
         """Makes the name of a segment file durable."""
@@ -79,4 +82,7 @@ class Folder:
                     folder.rmdir()  # where it is empty
 
     def close(self) -> None:
-        os.close(self._lock)
+        """Once is enough: a second close of the number would be that of another file."""
+        descriptor, self._lock = self._lock, -1
+        if descriptor >= 0:
+            os.close(descriptor)

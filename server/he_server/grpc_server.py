@@ -5,10 +5,12 @@ Without TLS it listens on loopback only, and only when told so.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
@@ -19,12 +21,14 @@ from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
+from he_server.idle import IdleWatch
 from he_server.service import Service
 
 _log = logging.getLogger(__name__)
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["HeSearch"]
 #: gRPC lets two servers share a port unless told otherwise, and each would then get some of the calls.
 _OPTIONS = (*wire.CHANNEL_OPTIONS, ("grpc.so_reuseport", 0))
+_SPARE_CALLS = 8  #: beyond the configured ones: to check health, and to say no
 
 
 def split_address(listen: str) -> tuple[str, int]:
@@ -63,20 +67,22 @@ class GrpcServer:
         config = service.config
         require_loopback(config.listen, insecure=config.insecure)
         host, _ = split_address(config.listen)
-        self._calls = ThreadPoolExecutor(config.calls, thread_name_prefix="call")
+        calls = config.calls + _SPARE_CALLS
+        self._calls = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._server = grpc.server(
             self._calls,
             options=_OPTIONS,
-            maximum_concurrent_rpcs=config.calls,
+            maximum_concurrent_rpcs=calls,
         )
-        register = hesearch_pb2_grpc.add_HeSearchServicer_to_server
-        register(Adapter(service), self._server)  # type: ignore[no-untyped-call]
         self._health = _add_extras(self._server)
         try:
             self.port = self._server.add_insecure_port(config.listen)
         except RuntimeError:
             raise Unavailable(f"listen: {config.listen} is taken, or not an address of this machine") from None
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        register = hesearch_pb2_grpc.add_HeSearchServicer_to_server
+        self._watch = IdleWatch(config.idle_s)
+        register(Adapter(service, self._watch), self._server)  # type: ignore[no-untyped-call]
         self._server.start()
 
     def stop(self, grace_s: float) -> None:
@@ -84,6 +90,7 @@ class GrpcServer:
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
         self._calls.shutdown()  # a cancelled call ends in its own thread
+        self._watch.close()
 
 
 def _add_extras(server: grpc.Server) -> Any:
@@ -92,7 +99,7 @@ def _add_extras(server: grpc.Server) -> Any:
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
         from grpc_reflection.v1alpha import reflection
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"{error.name} is not installed: pip install 'hesearch[server]'") from error
+        raise MissingExtra(f"{error.name} is not installed: pip install '.[server]'") from error
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     servicer.set(_DESCRIPTOR.full_name, health_pb2.HealthCheckResponse.SERVING)
@@ -102,38 +109,59 @@ def _add_extras(server: grpc.Server) -> Any:
 
 
 class Adapter:
-    """The generated servicer's nine methods, each the Service's method of the same name, errors mapped."""
+    """The generated servicer's nine methods, each the Service's method of the same name, errors mapped.
 
-    def __init__(self, service: Service) -> None:
+    At most `config.calls` at the same time; the next one is told Unavailable, so that clients try again.
+    """
+
+    def __init__(self, service: Service, watch: IdleWatch) -> None:
+        self._watch = watch
+        self._limit = service.config.calls
+        self._free = threading.BoundedSemaphore(self._limit)
         for method in _DESCRIPTOR.methods:
             name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
-            wrap = _streaming if method.server_streaming else _unary
-            setattr(self, method.name, wrap(method.name, getattr(service, name)))
+            wrap = self._streaming if method.server_streaming else self._unary
+            setattr(self, method.name, wrap(method.name, method.client_streaming, getattr(service, name)))
 
-
-def _unary(name: str, method: Callable[[Any, Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    def call(request: Any, context: grpc.ServicerContext) -> Any:
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """Raises Unavailable if all are taken."""
+        if not self._free.acquire(blocking=False):
+            raise Unavailable(f"calls: this server serves {self._limit} at the same time, and no more now; try again")
         try:
-            return method(request, context)
-        except Exception as error:
-            caught = error
-        _fail(name, caught, context)
+            yield
+        finally:
+            self._free.release()
 
-    return call
+    def _unary(
+        self, name: str, receives: bool, method: Callable[[Any, Any], Any]
+    ) -> Callable[[Any, grpc.ServicerContext], Any]:
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            try:
+                with self._place():
+                    return method(self._watch.received(request, context.cancel) if receives else request, context)
+            except Exception as error:
+                caught = error
+            _fail(name, caught, context)
 
+        return call
 
-def _streaming(
-    name: str, method: Callable[[Any, Any], Iterator[Any]]
-) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
-    def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        try:
-            yield from method(request, context)
-            return
-        except Exception as error:
-            caught = error
-        _fail(name, caught, context)
+    def _streaming(
+        self, name: str, receives: bool, method: Callable[[Any, Any], Iterator[Any]]
+    ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
+        def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            try:
+                with self._place():
+                    requests = self._watch.received(request, context.cancel) if receives else request
+                    for response in method(requests, context):
+                        with self._watch.waiting(context.cancel):
+                            yield response
+                return
+            except Exception as error:
+                caught = error
+            _fail(name, caught, context)
 
-    return call
+        return call
 
 
 def _fail(name: str, error: Exception, context: grpc.ServicerContext) -> NoReturn:

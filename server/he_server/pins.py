@@ -6,15 +6,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from he_engine.engine import IndexFile
 from he_server.catalogue import Key
+from he_server.segment_file import StoredSegment
 
 
 class Pins:
     """Thread-safe. `remove` is called under the lock, so that nobody pins what is being removed; what it
     returns is told to `removed` afterwards, without the lock."""
 
-    def __init__(self, remove: Callable[[Key], IndexFile | None], removed: Callable[[IndexFile], None]) -> None:
+    def __init__(self, remove: Callable[[Key], StoredSegment | None], removed: Callable[[StoredSegment], None]) -> None:
         self._remove = remove
         self._removed = removed
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class Pins:
             gone = [self._remove(key) for key in free]
         self._tell(gone)
 
-    def _tell(self, gone: Iterable[IndexFile | None]) -> None:
-        for index in gone:
-            if index is not None:
-                self._removed(index)
+    def _tell(self, gone: Iterable[StoredSegment | None]) -> None:
+        for segment in gone:
+            if segment is not None:
+                self._removed(segment)

@@ -115,6 +115,18 @@ class Description:
         return (data + hashlib.sha256(data).digest()).ljust(PAGE_BYTES, b"\0")
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """A segment's description and where its file is."""
+
+    description: Description
+    path: Path
+
+    @property
+    def index(self) -> IndexFile:
+        return self.description.index_file(self.path)
+
+
 def read_description(path: Path) -> Description:
     """The description of a file whose header is right in every bit and whose length is what it says.
 
@@ -153,15 +165,6 @@ def read_part(path: Path, part: PartEntry, offset_bytes: int, length_bytes: int)
         yield chunk
     if digest and digest.digest() != part.sha256:
         raise TamperedDataError(f"segment file: part {part_name(part.kind)} does not match its digest")
-
-
-def verify(path: Path) -> Description:
-    """Reads the whole file. Raises TamperedDataError or FormatVersionError unless every part is intact."""
-    description = read_description(path)
-    for part in description.parts:
-        for _ in read_part(path, part, 0, part.length_bytes):
-            pass
-    return description
 
 
 class SegmentWriter:

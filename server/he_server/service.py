@@ -6,15 +6,16 @@ message's format version, name, digest and lengths are checked before anything i
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from he_engine.engine import ServerEngine
 from he_engine.errors import FormatVersionError, InvalidInput, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server import answering, segment_file
+from he_server import answering, files, segment_file
 from he_server.catalogue import CollectionRecord
 from he_server.checks import Checks, chunks_after, first_header
 from he_server.config import ServerConfig
@@ -28,18 +29,12 @@ class CallContext(Protocol):
     def is_active(self) -> bool:
         """False once the caller has gone or the deadline has passed."""
 
-    def time_remaining(self) -> float | None:
-        """Seconds until the deadline; None without one."""
-
 
 class LocalCall:
     """The context of a call within the process: never cancelled."""
 
     def is_active(self) -> bool:
         return True
-
-    def time_remaining(self) -> float | None:
-        return None
 
 
 class Service:
@@ -62,7 +57,8 @@ class Service:
         parameters = wire.parameters_from_wire(request.parameters)
         wire.check_context(request.context, parameter_digest=parameters.digest)
         self._checks.new_collection(request, parameters)
-        self._checks.engine(self._engines.get(parameters))
+        with contextlib.closing(self._engines.make(parameters)) as engine:  # takes no collection's place
+            self._checks.engine(engine)
         record = CollectionRecord(
             name=request.context.collection,
             collection_id=request.collection_id,
@@ -93,8 +89,9 @@ class Service:
     def write_segment(self, requests: Iterator[pb.WriteSegmentRequest], _call: CallContext) -> pb.WriteSegmentResponse:
         header: pb.SegmentHeader = first_header(requests)
         record = self._find(header.context, header.collection_id)
-        engine = self._engine(record)
-        description = self._checks.segment(header, engine)
+        parameters = self._parameters(record)
+        with self._engines.using(parameters) as engine:
+            description = self._checks.segment(header, engine)
         response = pb.WriteSegmentResponse(context=header.context, segment_id=header.segment_id)
         if self._store.has((record.collection_id, header.segment_id)):
             response.existed = True
@@ -103,10 +100,11 @@ class Service:
             for chunk in chunks_after(requests):
                 upload.write(chunk)
             index = upload.finish()
-            try:
-                engine.check_index(index)
-            finally:
-                engine.forget(index)
+            with self._engines.using(parameters) as engine, files.storage_errors("checking the index"):
+                try:
+                    engine.check_index(index)
+                finally:
+                    engine.forget(index)
             upload.publish()
         return response
 
@@ -155,12 +153,13 @@ class Service:
     def answer(self, requests: Iterator[pb.AnswerRequest], call: CallContext) -> Iterator[pb.AnswerResponse]:
         header: pb.AnswerHeader = first_header(requests)
         record = self._find(header.context, header.collection_id)
-        engine = self._engine(record)
-        expected_bytes = self._checks.queries(header, engine)
+        parameters = self._parameters(record)
+        with self._engines.using(parameters) as engine:
+            expected_bytes = self._checks.queries(header, engine)
         self._store.require_version(record, header.version)  # a stale one is refused before the queries come
         queries = self._received(requests, expected_bytes)
-        engine.check_queries(queries, header.queries)
-        with self._store.snapshot(record, header.version) as snapshot:
+        with self._engines.using(parameters) as engine, self._store.snapshot(record, header.version) as snapshot:
+            engine.check_queries(queries, header.queries)
             for piece in answering.answer(
                 engine,
                 snapshot.segments,
@@ -169,6 +168,7 @@ class Service:
                 pool=self._pool,
                 threads=self.config.threads,
                 active=call.is_active,
+                damaged=self._store.damaged,
             ):
                 yield pb.AnswerResponse(
                     context=header.context,
@@ -181,15 +181,15 @@ class Service:
 
     @staticmethod
     def _received(requests: Iterator[pb.AnswerRequest], expected_bytes: int) -> bytes:
-        """The ciphertexts; memory grows only as they come."""
-        received = bytearray()
+        """The ciphertexts; memory grows only as they come, and nothing is held twice."""
+        received = io.BytesIO()
         for chunk in chunks_after(requests):
-            received += chunk
-            if len(received) > expected_bytes:
+            received.write(chunk)
+            if received.tell() > expected_bytes:
                 raise InvalidInput(f"queries: got more than {expected_bytes} bytes, which is what was announced")
-        if len(received) < expected_bytes:
-            raise InvalidInput(f"queries: got {len(received)} bytes, expected {expected_bytes}")
-        return bytes(received)
+        if received.tell() < expected_bytes:
+            raise InvalidInput(f"queries: got {received.tell()} bytes, expected {expected_bytes}")
+        return received.getvalue()  # its own buffer, not a copy
 
     # ---- common ----------------------------------------------------------------------------------------
     def _find(self, context: pb.Context, collection_id: bytes | None = None) -> CollectionRecord:
@@ -201,15 +201,14 @@ class Service:
         wire.check_context(context, parameter_digest=record.parameter_digest)
         return record
 
-    def _engine(self, record: CollectionRecord) -> ServerEngine:
-        if engine := self._engines.find(record.parameter_digest):
-            return engine
+    @staticmethod
+    def _parameters(record: CollectionRecord) -> wire.PublicParameters:
         parameters = wire.parameters_from_wire(pb.Parameters.FromString(record.parameters))
         if parameters.digest != record.parameter_digest:
             raise FormatVersionError(
                 f"parameters: those of collection {record.name!r} were derived by another version of the engine"
             )
-        return self._engines.get(parameters)
+        return parameters
 
     def _collection(self, record: CollectionRecord) -> pb.Collection:
         totals = self._store.totals(record)
@@ -225,7 +224,7 @@ class Service:
         )
 
     def close(self) -> None:
-        """Waits for the units that are running. Calls still under way then fail."""
+        """Waits for the units that are running. Calls still under way then fail. Again: nothing happens."""
         self._pool.shutdown(cancel_futures=True)
         self._engines.close()
         self._store.close()

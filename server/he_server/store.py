@@ -15,7 +15,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -26,21 +25,9 @@ from he_server.catalogue import Catalogue, CollectionRecord, Key, SegmentRecord,
 from he_server.files import NewFile
 from he_server.folder import Folder
 from he_server.pins import Pins
-from he_server.segment_file import Description, SegmentWriter, read_description
+from he_server.segment_file import Description, SegmentWriter, StoredSegment, read_description
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSegment:
-    """A segment's description and where its file is."""
-
-    description: Description
-    path: Path
-
-    @property
-    def index(self) -> IndexFile:
-        return self.description.index_file(self.path)
 
 
 class Snapshot:
@@ -97,7 +84,7 @@ class Upload:
 class Store:
     """One data folder. Thread-safe.
 
-    `removed` is told of every index file that has gone or was replaced, so that nobody keeps it mapped. Raises
+    `removed` is told of every segment whose file has gone or was replaced, so that nobody keeps it mapped. Raises
     Unavailable if another server has the folder open, FormatVersionError if a newer version made it.
     """
 
@@ -107,9 +94,11 @@ class Store:
         *,
         orphan_age_s: float = 24 * 3600.0,
         clock_s: Callable[[], float] = time.time,
-        removed: Callable[[IndexFile], None] = lambda _: None,
+        removed: Callable[[StoredSegment], None] = lambda _: None,
     ) -> None:
+        self._orphan_age_s = orphan_age_s
         self._clock_s = clock_s
+        self._collected_s = clock_s()
         self._removed = removed
         with contextlib.ExitStack() as opened:  # closed again if the rest of the start fails
             self._folder = Folder(root)
@@ -120,7 +109,7 @@ class Store:
             self._lock = threading.Lock()  # between reading what is live and pinning it, nothing is committed
             self._pins = Pins(self._remove, removed)
             self._segments: dict[Key, StoredSegment] = {}
-            self._catalogue.collect(clock_s() - orphan_age_s)
+            self._catalogue.collect(self._collected_s - orphan_age_s)
             keys = self._catalogue.keys()
             self._folder.clean(keys)
             for key in keys:
@@ -168,13 +157,22 @@ class Store:
         return key in self._segments and self._catalogue.touch(*key, self._clock_s())
 
     def upload(self, description: Description) -> Upload:
-        """Begins to store a segment."""
+        """Begins to store a segment; now and then, those that were given up are removed first."""
+        if abs(self._clock_s() - self._collected_s) >= self._orphan_age_s / 24:  # also where the clock was set back
+            self._collect()
         file = NewFile(self._folder.incoming)
         try:
             return Upload(self, description, file)
         except BaseException:
             file.__exit__()
             raise
+
+    def _collect(self) -> None:
+        """Removes the segments that were last sent `orphan_age_s` ago and never committed."""
+        self._collected_s = self._clock_s()
+        with self._lock:
+            orphans = self._catalogue.collect(self._collected_s - self._orphan_age_s)
+        self._pins.retire(orphans)
 
     def _publish(self, description: Description, file: NewFile) -> None:
         key = (description.collection_id, description.segment_id)
@@ -185,7 +183,7 @@ class Store:
             replaces = stored.path.exists()  # a damaged file, or a retired one that is still read
             file.publish(stored.path)
             if replaces:
-                self._removed(stored.index)
+                self._removed(stored)
             self._folder.sync_place(key)
             self._segments[key] = stored
             self._catalogue.add(
@@ -201,21 +199,19 @@ class Store:
     def damaged(self, segment: StoredSegment) -> None:
         """Its bytes turned out to be wrong: it serves nobody until it is sent again."""
         description = segment.description
-        _log.error(
-            "segment %s of collection %s: its bytes do not match their digest",
-            description.segment_id.hex(),
-            description.collection_id.hex(),
-        )
-        self._segments.pop((description.collection_id, description.segment_id), None)
+        key = (description.collection_id, description.segment_id)
+        if self._segments.get(key) is segment:  # not yet noticed, and not sent again meanwhile
+            del self._segments[key]
+            _log.error("segment %s of collection %s: its bytes are not those stored", key[1].hex(), key[0].hex())
 
-    def _remove(self, key: Key) -> IndexFile | None:
+    def _remove(self, key: Key) -> StoredSegment | None:
         """Removes the file of a segment that the catalogue does not have (any more, or again)."""
         stored = None
         with contextlib.suppress(HesearchError):  # then the next start removes it
             if not self._catalogue.contains(key):
                 stored = self._segments.pop(key, None)
                 files.remove(self._folder.path(key))
-        return stored.index if stored else None
+        return stored
 
     # ---- the manifest ----------------------------------------------------------------------------------
     def manifest(self, name: str) -> tuple[CollectionRecord, bytes, list[bytes]]:

@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--profile", choices=[p.value for p in Profile], default=Profile.EXACT.value, help="default: exact")
     add(
         "--encoder", choices=ENCODERS, default=ENCODERS[0],
-        help="text to vectors. minilm answers better but needs PyTorch (pip install 'hesearch[minilm]') and "
+        help="text to vectors. minilm answers better but needs PyTorch (pip install '.[minilm]') and "
         "reads a few hundred titles a second: add --rows 10000",
     )  # fmt: skip
     add("--threads", type=_positive, default=len(os.sched_getaffinity(0)), metavar="T", help="default: all cores")

@@ -65,9 +65,7 @@ def load_catalogue() -> Catalogue:
         try:
             import simple_icd_10_cm as icd
         except ImportError:
-            raise MissingExtra(
-                "simple-icd-10-cm, the catalogue, is not installed: pip install 'hesearch[demo]'"
-            ) from None
+            raise MissingExtra("simple-icd-10-cm, the catalogue, is not installed: pip install '.[demo]'") from None
     codes: list[str] = icd.get_all_codes(with_dots=True)
     titles: list[str] = []
     terms: list[Term] = []

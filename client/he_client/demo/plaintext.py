@@ -22,9 +22,7 @@ class PlaintextSearch:
         try:
             import faiss
         except ImportError:
-            raise MissingExtra(
-                "faiss-cpu, the plaintext search, is not installed: pip install 'hesearch[demo]'"
-            ) from None
+            raise MissingExtra("faiss-cpu, the plaintext search, is not installed: pip install '.[demo]'") from None
         self._faiss: Any = faiss
         self._threads = threads
         self._index: Any = faiss.IndexFlatIP(rows.shape[1])

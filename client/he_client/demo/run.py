@@ -173,16 +173,17 @@ def _encrypt(client: Client, data: Data, options: DemoOptions) -> tuple[InsertRe
 
 @contextmanager
 def _ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves through the context managers too, so that no server and no folder stays behind."""
+    """SIGTERM and SIGHUP leave through the context managers too, so that no server and no folder stays behind."""
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, leave)
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
