@@ -7,8 +7,8 @@ start: the server process anew, and a client that has nothing cached.
 
 JSON keys (stable): `machine`, `arguments`, `query_s` (encrypted: whole, and its parts encrypt, server, recover),
 `plaintext_s`, `ratio_query_vs_plaintext`, `recall_at_10`, `insert_rows_per_s`, `stored_bytes_per_row`,
-`server_rss_bytes`, `server_rss_beyond_index_bytes`, `batch` (queries a call → seconds a query, encrypted and plaintext), `cold_server_s`,
-`cold_client_s`, `cold_client_bytes`.
+`server_rss_bytes`, `server_rss_beyond_index_bytes`, `batch` (queries a call → seconds a query, encrypted and
+plaintext), `cold_server_s`, `cold_client_s`, `cold_client_bytes`.
 """
 
 from __future__ import annotations
