@@ -74,5 +74,5 @@ def test_sample_larger_than_the_terms_is_all_of_them() -> None:
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simple_icd_10_cm", None)
-    with pytest.raises(MissingExtra, match=r"hesearch\[demo\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[demo\]"):
         load_catalogue()

@@ -72,7 +72,7 @@ def test_wordllama_opens_no_connection_and_leaves_logging_alone(monkeypatch: pyt
 @pytest.mark.parametrize(("name", "extra"), [("wordllama", "demo"), ("minilm", "minilm")])
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, PACKAGES[name], None)
-    with pytest.raises(MissingExtra, match=rf"pip install 'hesearch\[{extra}\]'"):
+    with pytest.raises(MissingExtra, match=rf"pip install '\.\[{extra}\]'"):
         load_encoder(name)
 
 

@@ -17,7 +17,6 @@ from he_engine.errors import (
     FormatVersionError,
     HesearchError,
     InvalidInput,
-    LimitExceeded,
     NotFound,
     ParameterError,
     Unavailable,
@@ -113,6 +112,14 @@ def test_bad_part_lists(kinds: list[int]) -> None:
         wire.check_parts([pb.Part(kind=kind, length_bytes=1, sha256=bytes(32)) for kind in kinds])
 
 
+def test_endless_part_lists_are_not_read() -> None:
+    part = pb.Part(kind=pb.PART_KIND_INDEX, length_bytes=1, sha256=bytes(32))
+    parts = iter([part] * 1000)
+    with pytest.raises(InvalidInput, match="parts"):
+        wire.check_parts(parts)
+    assert len(list(parts)) >= 990
+
+
 def test_part_digest_length() -> None:
     wire.check_parts(_parts(1, 2, 3, 4, 5))
     with pytest.raises(InvalidInput, match=r"parts\.INDEX\.sha256: got 31 bytes"):
@@ -204,7 +211,7 @@ def test_other_errors_say_nothing(error: Exception) -> None:
         (grpc.StatusCode.UNAVAILABLE, Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, Unavailable),
         (grpc.StatusCode.CANCELLED, Unavailable),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, LimitExceeded),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Unavailable),
         (grpc.StatusCode.UNIMPLEMENTED, FormatVersionError),
         (grpc.StatusCode.NOT_FOUND, NotFound),
         (grpc.StatusCode.INTERNAL, HesearchError),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,23 +17,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from he_engine import mapping
 from he_engine.engine import Buffer, IndexFile, ServerEngine
 from he_engine.errors import (
+    AlreadyExists,
     Conflict,
     HesearchError,
-    LimitExceeded,
     ResidueError,
     TamperedDataError,
     Unavailable,
 )
 from he_engine.hint_server import HintServer
+from he_engine.mapping import Mappings
+from he_engine.params import Parameters
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import answering
 from he_server.answering import blocks_per_unit, units
-from he_server.segment_file import Description
+from he_server.engines import Engines
+from he_server.segment_file import Description, StoredSegment
 from he_server.service import Service
-from he_server.store import StoredSegment
 from tests.server_fixture import BLOCK_BYTES, PARAMETERS, FakeClient, naive_answers, residues, running
 
 
@@ -74,9 +79,6 @@ class Call:
 
     def is_active(self) -> bool:
         return self.active
-
-    def time_remaining(self) -> float | None:
-        return None
 
 
 @pytest.fixture
@@ -140,7 +142,9 @@ def test_at_most_threads_plus_one_units_wait() -> None:
 
     engine: ServerEngine = Engine(1 << 20, 1)  # type: ignore[assignment]
     with ThreadPoolExecutor(2) as pool:
-        pieces = answering.answer(engine, [_segment(50)], b"", 1, pool=pool, threads=2, active=lambda: True)
+        pieces = answering.answer(
+            engine, [_segment(50)], b"", 1, pool=pool, threads=2, active=lambda: True, damaged=lambda _: None
+        )
         next(pieces)
         for _ in range(3):
             taken.acquire()
@@ -323,6 +327,55 @@ def test_a_repaired_index_is_mapped_anew(tmp_path: Path) -> None:
         assert np.array_equal(client.answer(2, queries)[segment.id], before)
 
 
+def test_a_file_cut_short_while_mapped(tmp_path: Path) -> None:
+    """Reading what is no longer there would end the process; instead the segment counts as damaged."""
+    with running(tmp_path, over_grpc=False) as endpoint:
+        client = FakeClient(endpoint).create()
+        segment, other = client.segment(2), client.segment()
+        for one in (segment, other):
+            client.write(one)
+        client.commit(1, [segment, other])
+        queries = residues(client.rng, 1)
+        before = client.answer(2, queries)
+        os.truncate(tmp_path / "segments" / client.collection_id.hex() / segment.id.hex(), 4096)
+        with pytest.raises(TamperedDataError, match="index: its file has 4096 bytes, expected at least 36864"):
+            client.answer(2, queries)
+        with pytest.raises(TamperedDataError, match="sending it again repairs it"):
+            client.answer(2, queries)
+        assert not client.write(segment).existed
+        after = client.answer(2, queries)
+        assert all(np.array_equal(after[one.id], before[one.id]) for one in (segment, other))
+
+
+def test_a_file_that_has_gone(tmp_path: Path) -> None:
+    with running(tmp_path, over_grpc=False) as endpoint:
+        client = FakeClient(endpoint).create()
+        _filled(client, 2)
+        next((tmp_path / "segments" / client.collection_id.hex()).iterdir()).unlink()
+        with pytest.raises(TamperedDataError, match="storage: a file is missing while answering"):
+            client.answer(2, residues(client.rng, 1))
+
+
+def test_a_system_without_descriptors_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.EMFILE, "secret path")
+
+    with running(tmp_path, over_grpc=True) as endpoint:
+        client = FakeClient(endpoint).create()
+        segment = client.segment()
+        with monkeypatch.context() as patched:
+            patched.setattr(mapping, "_Mapping", exhausted)
+            with pytest.raises(Unavailable, match="storage: EMFILE while checking the index"):
+                client.write(segment)
+        client.write(segment)
+        client.commit(1, [segment])
+        with monkeypatch.context() as patched:
+            patched.setattr(mapping, "_Mapping", exhausted)
+            with pytest.raises(Unavailable, match="storage: EMFILE while answering"):
+                client.answer(2, residues(client.rng, 1))
+        assert client.answer(2, residues(client.rng, 1))
+
+
 # ---- other engines -------------------------------------------------------------------------------------------
 def _tenseal_request(dim: int) -> tuple[pb.CreateCollectionRequest, wire.TensealParameters]:
     parameters = wire.TensealParameters(dim=dim)
@@ -335,13 +388,101 @@ def _tenseal_request(dim: int) -> tuple[pb.CreateCollectionRequest, wire.Tenseal
     return request, parameters
 
 
-def test_tenseal_engines_are_few(tmp_path: Path) -> None:
-    """Each has processes of its own, and a client chooses the dimension."""
-    with running(tmp_path, over_grpc=False, make_engine=lambda _: SlowEngine()) as endpoint:
-        for dim in range(1, 9):
+class MadeEngine:
+    """An engine of which only is known whether it is closed, and what it has been told to forget."""
+
+    def __init__(self, parameters: wire.PublicParameters) -> None:
+        self.parameters = parameters
+        self.closed = False
+        self.forgotten: list[IndexFile] = []
+        self.query_bytes = self.index_bytes_per_block = 1
+
+    def forget(self, index: IndexFile) -> None:
+        self.forgotten.append(index)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Made:
+    """Makes engines and remembers them."""
+
+    def __init__(self) -> None:
+        self.engines: list[MadeEngine] = []
+
+    def __call__(self, parameters: wire.PublicParameters) -> Any:
+        self.engines.append(MadeEngine(parameters))
+        return self.engines[-1]
+
+    @property
+    def open(self) -> list[int]:
+        return [engine.parameters.dim for engine in self.engines if not engine.closed]
+
+
+def test_refused_collections_take_no_engines_place(tmp_path: Path) -> None:
+    made = Made()
+    with running(tmp_path, over_grpc=False, make_engine=made) as endpoint:
+        FakeClient(endpoint).create()
+        for dim in range(1, 20):
+            request, parameters = _tenseal_request(dim)
+            request.context.CopyFrom(wire.context("notes", parameters.digest))
+            with pytest.raises(AlreadyExists):
+                endpoint.call("CreateCollection", request)
+        for dim in range(1, 20):
             endpoint.call("CreateCollection", _tenseal_request(dim)[0])
-        with pytest.raises(LimitExceeded, match="8 other dimensions"):
-            endpoint.call("CreateCollection", _tenseal_request(9)[0])
+        assert len(made.engines) == 1 + 19 + 19
+        assert made.open == []
+
+
+def _tenseal(dim: int) -> wire.TensealParameters:
+    return wire.TensealParameters(dim=dim)
+
+
+def test_engines_are_few() -> None:
+    """Those of TenSEAL have processes, and a client chooses the dimension: the longest unused one goes."""
+    made = Made()
+    engines = Engines(made)
+    for dim in (*range(1, 9), 1):
+        with engines.using(_tenseal(dim)) as engine:
+            assert engine is made.engines[dim - 1], "made once"
+    with engines.using(_tenseal(9)):
+        assert made.open == [1, 3, 4, 5, 6, 7, 8, 9]
+    for dim in range(1, 40):
+        with engines.using(Parameters.choose("compact", dim)):
+            pass
+    assert made.open == [1, 3, 4, 5, 6, 7, 8, 9, *range(8, 40)], "32 of the other kind, none at the cost of these"
+    engines.close()
+    assert made.open == []
+
+
+def test_engines_in_use_stay() -> None:
+    made = Made()
+    engines = Engines(made)
+    with contextlib.ExitStack() as calls:
+        for dim in range(1, 9):
+            calls.enter_context(engines.using(_tenseal(dim)))
+        with pytest.raises(Unavailable, match="8 of other parameters are in use"), engines.using(_tenseal(9)):
+            pass
+        with engines.using(_tenseal(3)):
+            pass
+        assert made.open == [1, 2, 3, 4, 5, 6, 7, 8]
+    with engines.using(_tenseal(9)):
+        assert made.open == [2, 3, 4, 5, 6, 7, 8, 9]
+    engines.close()
+
+
+def test_only_the_segments_engine_forgets_it() -> None:
+    """Another one may be busy, and would wait."""
+    made = Made()
+    engines = Engines(made)
+    for dim in (1, 2):
+        with engines.using(_tenseal(dim)):
+            pass
+    parts = [(1, 1, bytes(32))]
+    segment = StoredSegment(Description.of(bytes(16), _tenseal(2).digest, 1, parts), Path("/x"))
+    engines.forget(segment)
+    assert [engine.forgotten for engine in made.engines] == [[], [segment.index]]
+    engines.close()
 
 
 def test_tenseal_answers(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -406,6 +547,44 @@ def test_hint_server(index: Callable[[np.ndarray], IndexFile], rng: np.random.Ge
     with pytest.raises(ResidueError, match="index from block 0: got a residue that is not canonical, word 8192"):
         engine.check_index(index(words))
     engine.close()
+
+
+def _mapped(folder: Path) -> int:
+    return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_mapped_files_hold_no_descriptors_and_are_few(tmp_path: Path, rng: np.random.Generator) -> None:
+    """The longest unused mapping makes room, and stays until no array is over it."""
+    mappings = Mappings(8)
+    engine, queries = HintServer(PARAMETERS, "", mappings), residues(rng, 1)
+    words = residues(rng, 20)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    indices = []
+    for k in range(20):
+        path = tmp_path / str(k)
+        path.write_bytes(bytes(100 * k) + words[k].tobytes())  # at any offset
+        indices.append(IndexFile(path, 100 * k, BLOCK_BYTES, 1))
+    first, sixth = engine._mapped(indices[0]), engine._mapped(indices[5])
+    expected = naive_answers(words, queries)[0]
+    for _ in range(2):
+        for k, index in enumerate(indices):
+            assert engine.answer(index, 0, 1, queries.tobytes(), 1) == [expected[k].tobytes()]
+            engine.answer(indices[5], 0, 1, queries.tobytes(), 1)
+        assert _mapped(tmp_path) == 8 + 1
+    assert np.shares_memory(engine._mapped(indices[5]), sixth), "used all the time"
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert np.array_equal(first, words[:1])
+    assert not first.flags.writeable
+    del first, sixth
+    assert _mapped(tmp_path) == 8
+    engine.forget(indices[5])
+    assert _mapped(tmp_path) == 7
+    other = HintServer(PARAMETERS, "", mappings)
+    other.check_index(indices[5])
+    engine.close()
+    assert _mapped(tmp_path) == 1, "the other engine's"
+    other.close()
+    assert _mapped(tmp_path) == 0
 
 
 def test_hint_server_refuses_wrong_lengths(index: Callable[[np.ndarray], IndexFile], rng: np.random.Generator) -> None:

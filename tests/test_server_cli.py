@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from he_engine.errors import InvalidInput, LimitExceeded, MissingExtra, Unavailable
+from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import cli
 from he_server.config import ServerConfig
-from he_server.grpc_server import GrpcServer, require_loopback, split_address
+from he_server.grpc_server import Adapter, GrpcServer, require_loopback, split_address
+from he_server.idle import IdleWatch
 from he_server.service import Service
-from tests.server_fixture import FakeClient, running
+from tests.server_fixture import Endpoint, FakeClient, running
 
 
 class Served:
@@ -88,6 +94,26 @@ def test_a_killed_server_frees_the_folder(served: Served, tmp_path: Path) -> Non
     served.end(signal.SIGKILL)
     with running(tmp_path / "data", over_grpc=False) as endpoint:
         assert FakeClient(endpoint).describe().version == 1
+
+
+def test_all_permitted_files_may_be_open(tmp_path: Path) -> None:
+    """A shell's soft limit is often far below the hard one."""
+    serve = ["-m", "he_server", "--data", str(tmp_path), "--listen", "127.0.0.1:0", "--insecure"]
+    script = 'ulimit -Sn 64 && exec "$@"'
+    with subprocess.Popen(["sh", "-c", script, "sh", sys.executable, *serve], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        process.kill()
+    assert soft == hard == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+def test_a_service_may_be_closed_twice(tmp_path: Path) -> None:
+    service = Service(ServerConfig(data=tmp_path))
+    service.close()
+    with (tmp_path / "other").open("w") as other:  # takes the number of the closed lock, or a later one
+        service.close()
+        other.write("still open")
 
 
 def _arguments(*arguments: str) -> argparse.Namespace:
@@ -190,31 +216,136 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "grpc_health", None)
     config = ServerConfig(data=tmp_path, listen="127.0.0.1:0", insecure=True)
-    with Service(config) as service, pytest.raises(MissingExtra, match=r"pip install 'hesearch\[server\]'"):
+    with Service(config) as service, pytest.raises(MissingExtra, match=r"pip install '\.\[server\]'"):
         GrpcServer(service)
 
 
+@contextlib.contextmanager
+def _stalled(endpoint: Endpoint, client: FakeClient) -> Iterator[Any]:
+    """An upload whose client sends the header and then nothing: the call, as a future."""
+    assert endpoint.stub is not None
+    reading, writing = os.pipe()
+
+    def requests() -> Iterator[pb.WriteSegmentRequest]:
+        yield client.segment().requests()[0]
+        os.read(reading, 1)
+        os.close(reading)
+
+    held = endpoint.stub.WriteSegment.future(requests(), timeout=60)
+    try:
+        yield held
+    finally:
+        held.cancel()
+        os.write(writing, b"x")
+        os.close(writing)
+
+
 def test_more_calls_than_admitted_are_refused(tmp_path: Path) -> None:
-    """By gRPC itself, before our code: the client sees LimitExceeded all the same."""
-    with running(tmp_path, over_grpc=True, calls=1) as endpoint:
+    """As Unavailable, so that clients try again; and health is told all the same."""
+    with running(tmp_path, over_grpc=True, calls=1, wait_s=0) as endpoint:
         client = FakeClient(endpoint).create()
-        assert endpoint.stub is not None
-        reading, writing = os.pipe()
-
-        def stalled() -> Iterator[pb.WriteSegmentRequest]:
-            yield client.segment().requests()[0]
-            os.read(reading, 1)
-            os.close(reading)
-
-        held = endpoint.stub.WriteSegment.future(stalled(), timeout=60)
-        try:
-            with pytest.raises(LimitExceeded):
+        with _stalled(endpoint, client):
+            with pytest.raises(Unavailable, match="this server serves 1 at the same time"):
                 while True:  # until the held call has reached the server
                     client.describe()
-        finally:
-            held.cancel()
-            os.write(writing, b"x")
-            os.close(writing)
+            health = health_pb2_grpc.HealthStub(endpoint._channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
+            assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_an_idle_client_loses_its_place(tmp_path: Path) -> None:
+    with running(tmp_path, over_grpc=True, calls=1, idle_s=0.05) as endpoint:
+        client = FakeClient(endpoint).create()
+        with _stalled(endpoint, client) as held:
+            with pytest.raises(grpc.RpcError) as caught:
+                held.result()
+            assert caught.value.code() is grpc.StatusCode.CANCELLED
+            assert isinstance(wire.error_from_rpc(caught.value), Unavailable)
+            while True:  # until the server's side of it has ended, too
+                with contextlib.suppress(Unavailable):
+                    assert client.describe().version == 1
+                    break
+
+
+class _Context:
+    """What an adapter asks of a call."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def is_active(self) -> bool:
+        return not self.cancelled
+
+    def set_trailing_metadata(self, _: object) -> None: ...
+
+    def abort(self, code: grpc.StatusCode, message: str) -> None:
+        raise RuntimeError(f"{code.name}: {message}")
+
+
+class _Places(threading.BoundedSemaphore):
+    """Tells when somebody waits for one."""
+
+    def __init__(self, waits: threading.Event) -> None:
+        super().__init__(1)
+        self._waits = waits
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        if blocking:
+            self._waits.set()
+        return super().acquire(blocking, timeout)
+
+
+def test_a_call_waits_for_a_place_and_a_third_is_refused(tmp_path: Path) -> None:
+    watch, waits = IdleWatch(30), threading.Event()
+    config = ServerConfig(data=tmp_path, calls=1, wait_s=60)
+    with Service(config) as service, ThreadPoolExecutor(1) as pool:
+        client = FakeClient(Endpoint(service)).create()
+        segment = client.segment()
+        client.write(segment)
+        adapter: Any = Adapter(service, watch)
+        adapter._free = _Places(waits)
+        read = pb.ReadSegmentPartRequest(context=client.context, segment_id=segment.id, kind=pb.PART_KIND_HINT)
+        first = adapter.ReadSegmentPart(read, _Context())
+        next(first)
+        request = pb.ListCollectionsRequest(format_version=1)
+        second = pool.submit(adapter.ListCollections, request, _Context())
+        second.add_done_callback(lambda _: waits.set())
+        waits.wait()
+        with pytest.raises(RuntimeError, match="UNAVAILABLE"):
+            adapter.ListCollections(request, _Context())
+        first.close()
+        assert len(second.result().collections) == 1
+    watch.close()
+
+
+def test_only_waits_for_the_client_are_limited(tmp_path: Path) -> None:
+    """Also where it takes no answers; but not while the server works, however long."""
+    now = 0.0
+    watch = IdleWatch(30, clock_s=lambda: now)
+    with running(tmp_path, over_grpc=False) as endpoint:
+        client = FakeClient(endpoint).create()
+        segment = client.segment()
+        client.write(segment)
+        adapter: Any = Adapter(endpoint.service, watch)
+        request = pb.ReadSegmentPartRequest(context=client.context, segment_id=segment.id, kind=pb.PART_KIND_HINT)
+        context = _Context()
+        responses = adapter.ReadSegmentPart(request, context)
+        now += 31  # nothing has been asked for yet
+        assert next(responses).chunk
+        watch.look()
+        assert not context.cancelled
+        now += 29
+        watch.look()
+        assert not context.cancelled
+        now += 1
+        watch.look()
+        assert context.cancelled
+        assert list(responses) == []
+    assert list(watch.received(iter([1, 2]), context.cancel)) == [1, 2]
+    assert not watch._waits
+    watch.close()
 
 
 def test_channel_options_are_plain() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from he_engine.errors import (
 from he_engine.params import Parameters
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.service import Service
 from tests.server_fixture import (
     BLOCK_BYTES,
     PARAMETERS,
@@ -110,6 +112,33 @@ def test_limits_of_collections(endpoint: Endpoint) -> None:
         FakeClient(endpoint, f"c{number}", seed=number).create()
     with pytest.raises(LimitExceeded, match="holds at most 4"):
         FakeClient(endpoint, "c4", seed=4).create()
+
+
+def test_limit_of_query_bytes(tmp_path: Path) -> None:
+    """Of a collection whose single query would be too large, and of too many queries in one call."""
+    with (
+        running(tmp_path / "less", over_grpc=False, max_query_bytes=BLOCK_BYTES - 1) as endpoint,
+        pytest.raises(LimitExceeded, match="parameters: bytes in a query: got 16384"),
+    ):
+        FakeClient(endpoint).create()
+    with running(tmp_path / "more", over_grpc=False, max_query_bytes=3 * BLOCK_BYTES - 1) as endpoint:
+        client = FakeClient(endpoint).create()
+        assert client.answer(1, residues(client.rng, 2)) == {}
+        with pytest.raises(LimitExceeded, match="queries: bytes: got 49152"):
+            client.answer(1, residues(client.rng, 3))
+
+
+def test_queries_are_held_once() -> None:
+    """32 MiB as they come, and an eighth more at most to grow into."""
+    chunk, count = pb.AnswerRequest(chunk=bytes(wire.CHUNK_BYTES)), 32
+    tracemalloc.start()
+    try:
+        queries = Service._received(iter([chunk] * count), count * wire.CHUNK_BYTES)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(queries) == count * wire.CHUNK_BYTES
+    assert peak_bytes < 1.25 * len(queries)
 
 
 def test_list(endpoint: Endpoint) -> None:

@@ -7,13 +7,14 @@ import hashlib
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from he_engine.engine import IndexFile
 from he_engine.errors import (
     FormatVersionError,
     HesearchError,
@@ -23,10 +24,11 @@ from he_engine.errors import (
     TamperedDataError,
     Unavailable,
 )
-from he_server import files
+from he_server import catalogue, files
 from he_server.catalogue import CollectionRecord
 from he_server.config import ServerConfig
-from he_server.segment_file import Description, SegmentWriter, read_description, verify
+from he_server.folder import Folder
+from he_server.segment_file import Description, SegmentWriter, StoredSegment, read_description, read_part
 from he_server.store import Snapshot, Store
 
 COLLECTION = b"c" * 16
@@ -59,6 +61,15 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
+def _verified(path: Path) -> Description:
+    """Every byte of the file read. Raises TamperedDataError."""
+    description = read_description(path)
+    for part in description.parts:
+        for _ in read_part(path, part, 0, part.length_bytes):
+            pass
+    return description
+
+
 def _path(root: Path, segment_id: bytes) -> Path:
     return root / "segments" / COLLECTION.hex() / segment_id.hex()
 
@@ -70,7 +81,7 @@ def _path(root: Path, segment_id: bytes) -> Path:
 )
 def test_layout(store: Store, tmp_path: Path, contents: list[bytes]) -> None:
     path = _path(tmp_path, _upload(store, contents))
-    description = verify(path)
+    description = _verified(path)
     raw = path.read_bytes()
     assert raw[:8] == b"HESEARCH"
     assert len(raw) == description.file_bytes
@@ -141,7 +152,7 @@ def test_every_flipped_part_bit_is_found(store: Store, tmp_path: Path) -> None:
         path.write_bytes(altered)
         read_description(path)
         with pytest.raises(TamperedDataError, match="does not match its digest"):
-            verify(path)
+            _verified(path)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4096, 10000])
@@ -153,7 +164,7 @@ def test_writer_takes_any_pieces(tmp_path: Path, step: int) -> None:
         for start in range(0, len(data), step):
             writer.write(memoryview(data)[start : start + step])
         writer.finish()
-        assert verify(file.path) == _description(contents)
+        assert _verified(file.path) == _description(contents)
     assert not list(tmp_path.iterdir())
 
 
@@ -218,6 +229,29 @@ def test_orphans_are_collected_after_a_day(tmp_path: Path) -> None:
     store.close()
 
 
+def test_orphans_are_collected_while_the_server_runs(tmp_path: Path) -> None:
+    """At the next upload, looked for no more than once an hour; one that is being read goes with its reader."""
+    now = 1e9
+    removed: list[StoredSegment] = []
+    store = Store(tmp_path, orphan_age_s=24 * 3600, clock_s=lambda: now, removed=removed.append)
+    store.create(RECORD, b"sealed", 10)
+    read, orphan = (_upload(store, [name]) for name in (b"read", b"orphan"))
+    now += 24 * 3600 + 1
+    with store.segment(RECORD, read):
+        _upload(store, [b"another"])
+        assert [_path(tmp_path, segment).exists() for segment in (read, orphan)] == [True, False]
+        assert not store.has((COLLECTION, orphan))
+    assert not _path(tmp_path, read).exists()
+    assert {segment.description.segment_id for segment in removed} == {read, orphan}
+    looks: list[float] = []
+    store._catalogue.collect = lambda before_s: looks.append(before_s) or []  # type: ignore[method-assign,func-returns-value]
+    for later_s in (0, 3000, 600, 0):
+        now += later_s
+        _upload(store, [b"%d" % now])
+    assert len(looks) == 1
+    store.close()
+
+
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     Store(tmp_path).close()
     with sqlite3.connect(tmp_path / "catalogue.sqlite") as database:
@@ -254,6 +288,67 @@ def test_a_segment_file_in_anothers_place_is_refused(tmp_path: Path) -> None:
     assert store.has((COLLECTION, first))
     assert not store.has((COLLECTION, second))
     store.close()
+
+
+# ---- what is on the disk when an upload is acknowledged -------------------------------------------------------
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced and renamed from now on, by the last names of the paths, in order."""
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        events.append("file" if path.suffix == files.TEMPORARY_SUFFIX else path.name)
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    return events
+
+
+@pytest.mark.parametrize("found", [False, True], ids=["new folder", "made by another call, not yet synced"])
+def test_the_order_of_writing(store: Store, tmp_path: Path, synced: list[str], found: bool) -> None:
+    """File, folder, name, name on the disk, and only then the row, which is what acknowledges."""
+    if found:
+        _path(tmp_path, bytes(32)).parent.mkdir()
+    add = store._catalogue.add
+    store._catalogue.add = lambda *row: (synced.append("row"), add(*row))  # type: ignore[method-assign,assignment]
+    _upload(store, [b"first"])
+    assert synced == ["file", "segments", "rename", COLLECTION.hex(), "row"]
+    synced.clear()
+    _upload(store, [b"second"])
+    assert synced == ["file", "rename", COLLECTION.hex(), "row"]
+
+
+def test_a_new_data_folder_is_synced_with_its_parents(tmp_path: Path, synced: list[str]) -> None:
+    root = tmp_path / "var" / "data"
+    Store(root).close()
+    assert synced[:2] == [tmp_path.name, "var"], "from the top, each once what it holds has been made"
+    assert synced[-1] == "data", "with the catalogue in it"
+    synced.clear()
+    Store(root).close()
+    assert synced == ["data"]
+
+
+def test_the_catalogue_syncs_every_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the SQLite of this machine does by itself."""
+    connect = sqlite3.connect
+
+    def lax(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        database = connect(*arguments, **options)
+        database.execute("PRAGMA synchronous = OFF")
+        return database
+
+    monkeypatch.setattr(catalogue.sqlite3, "connect", lax)
+    opened = catalogue.Catalogue(tmp_path / "catalogue.sqlite")
+    assert opened._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert opened._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    opened.close()
 
 
 # ---- a disk that fails ---------------------------------------------------------------------------------------
@@ -310,9 +405,22 @@ def test_a_closed_store_raises_errors_of_ours(tmp_path: Path) -> None:
         store.find("notes")
 
 
+def test_closing_twice_closes_nothing_else(tmp_path: Path) -> None:
+    """The number of a closed descriptor is soon another file's."""
+    folder = Folder(tmp_path / "data")
+    number = folder._lock
+    folder.close()
+    other = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(other, number)  # whatever number the system would give
+    folder.close()
+    assert os.fstat(number).st_ino == tmp_path.stat().st_ino
+    for descriptor in {number, other}:
+        os.close(descriptor)
+
+
 # ---- pins ----------------------------------------------------------------------------------------------------
 def test_retired_files_wait_for_their_readers(tmp_path: Path) -> None:
-    removed: list[IndexFile] = []
+    removed: list[StoredSegment] = []
     store = Store(tmp_path, removed=removed.append)
     store.create(RECORD, b"sealed", 10)
     segment = _upload(store, [b"index"])
@@ -326,7 +434,7 @@ def test_retired_files_wait_for_their_readers(tmp_path: Path) -> None:
         assert path.exists()
         assert not removed
     assert not path.exists()
-    assert [index.path for index in removed] == [path]
+    assert [segment.path for segment in removed] == [path]
     store.close()
 
 
@@ -338,7 +446,7 @@ def test_a_segment_sent_again_while_its_old_file_is_read(store: Store, tmp_path:
         store.commit(RECORD, 2, b"sealed 3", [])
         assert not store.has((COLLECTION, segment))
         assert _upload(store, [b"index"]) == segment
-    assert verify(_path(tmp_path, segment))
+    assert _verified(_path(tmp_path, segment))
     assert store.commit(RECORD, 3, b"sealed 4", [segment]) == 4
     with store.snapshot(RECORD, 4) as snapshot:
         assert [stored.description.segment_id for stored in snapshot.segments] == [segment]
@@ -352,6 +460,59 @@ def test_a_drop_during_an_upload(store: Store, tmp_path: Path) -> None:
         with pytest.raises(NotFound, match="dropped meanwhile"):
             upload.publish()
     assert not _path(tmp_path, upload.description.segment_id).exists()
+
+
+class _Lock:
+    """A lock that tells when somebody comes to it while it is held."""
+
+    def __init__(self, came: threading.Event) -> None:
+        self._lock = threading.Lock()
+        self._came = came
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._came.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("reader", ["snapshot", "segment"])
+@pytest.mark.parametrize("writer", ["commit", "drop", "collect"])
+def test_nothing_is_retired_between_reading_and_pinning(tmp_path: Path, reader: str, writer: str) -> None:
+    """The writer starts when the reader knows what is live and has not pinned it: it must wait until then."""
+    now = 1e9
+    store = Store(tmp_path, clock_s=lambda: now)
+    store.create(RECORD, b"sealed", 10)
+    segment, waits, pin = _upload(store, [b"index"]), threading.Event(), store._pins.pin
+    live = [] if writer == "collect" else [segment]
+    store.commit(RECORD, 1, b"sealed 2", live)
+    store._lock = _Lock(waits)  # type: ignore[assignment]
+    now += 1e9
+
+    def write() -> None:
+        if writer == "commit":
+            store.commit(RECORD, 2, b"sealed 3", [])
+        elif writer == "drop":
+            store.drop(RECORD)
+        else:
+            store._collect()
+        waits.set()  # or has done without
+
+    thread = threading.Thread(target=write)
+
+    def interrupted(keys: list[tuple[bytes, bytes]]) -> None:
+        thread.start()
+        waits.wait()
+        pin(keys)
+
+    store._pins.pin = interrupted  # type: ignore[method-assign,assignment]
+    with store.snapshot(RECORD, 2) if reader == "snapshot" else store.segment(RECORD, segment) as snapshot:
+        thread.join()
+        assert all(stored.path.exists() for stored in snapshot.segments)
+    assert not _path(tmp_path, segment).exists()
+    store.close()
 
 
 def test_a_snapshot_is_one_version(store: Store) -> None:

@@ -32,7 +32,8 @@ class ServerConfig:
     listen: str = "127.0.0.1:50051"  #: host:port; port 0 takes a free one
     insecure: bool = False  #: plaintext, and then on loopback only
     threads: int = field(default_factory=_cores)  #: that compute answers
-    calls: int = 64  #: served at the same time; more are refused, as Unavailable
+    calls: int = 64  #: served at the same time; as many again wait for a place, more are refused as Unavailable
+    wait_s: float = 10.0  #: for a place; then Unavailable, too
     idle_s: float = 30.0  #: a call whose client neither sends nor takes the next message for so long is cancelled
     target: str = ""  #: instruction set of the kernels; empty: the best that this machine has
     grace_s: float = 10.0  #: for running calls, when stopping
@@ -50,6 +51,8 @@ class ServerConfig:
         for name in ("threads", "calls", "max_dim", "max_queries", "max_segments", "max_collections"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not self.wait_s >= 0:
+            raise InvalidInput(f"wait_s: got {self.wait_s}, expected at least 0")
         if not self.idle_s > 0:
             raise InvalidInput(f"idle_s: got {self.idle_s}, expected more than 0")
         if self.max_manifest_bytes > MAX_MANIFEST_BYTES:

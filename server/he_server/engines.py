@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from he_engine.engine import EngineKind, ServerEngine
 from he_engine.errors import Unavailable
+from he_engine.hint_server import HintServer
+from he_engine.mapping import Mappings
 from he_engine.params import Parameters
 from he_proto.wire import PublicParameters, engine_kind
 from he_server.config import ServerConfig
 from he_server.segment_file import StoredSegment
 
-#: Kept at a time. Each of TenSEAL's has worker processes; each of the other kind maps up to 1,024 files.
+#: Kept at a time. Each of TenSEAL's has worker processes.
 MAX_ENGINES = {EngineKind.HINT: 32, EngineKind.TENSEAL: 8}
 
 EngineMaker = Callable[[PublicParameters], ServerEngine]
@@ -22,12 +24,11 @@ EngineMaker = Callable[[PublicParameters], ServerEngine]
 
 def engine_maker(config: ServerConfig) -> EngineMaker:
     """Engines as the configuration wants them."""
+    mappings = Mappings()
 
     def make(parameters: PublicParameters) -> ServerEngine:
         if isinstance(parameters, Parameters):
-            from he_engine.hint_server import HintServer
-
-            return HintServer(parameters, config.target)
+            return HintServer(parameters, config.target, mappings)
         from he_engine.tenseal_server import TensealServer
 
         return TensealServer(parameters.dim, config.threads)

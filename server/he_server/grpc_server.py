@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["HeSearch"]
 #: gRPC lets two servers share a port unless told otherwise, and each would then get some of the calls.
 _OPTIONS = (*wire.CHANNEL_OPTIONS, ("grpc.so_reuseport", 0))
-_SPARE_CALLS = 8  #: beyond the configured ones: to check health, and to say no
+_SPARE_CALLS = 8  #: beyond those that are served or wait: to check health, and to say no
 
 
 def split_address(listen: str) -> tuple[str, int]:
@@ -67,7 +67,7 @@ class GrpcServer:
         config = service.config
         require_loopback(config.listen, insecure=config.insecure)
         host, _ = split_address(config.listen)
-        calls = config.calls + _SPARE_CALLS
+        calls = 2 * config.calls + _SPARE_CALLS
         self._calls = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._server = grpc.server(
             self._calls,
@@ -111,13 +111,16 @@ def _add_extras(server: grpc.Server) -> Any:
 class Adapter:
     """The generated servicer's nine methods, each the Service's method of the same name, errors mapped.
 
-    At most `config.calls` at the same time; the next one is told Unavailable, so that clients try again.
+    At most `config.calls` at the same time, and as many that wait for up to `config.wait_s`; the next one is told
+    Unavailable, so that clients try again.
     """
 
     def __init__(self, service: Service, watch: IdleWatch) -> None:
         self._watch = watch
         self._limit = service.config.calls
+        self._wait_s = service.config.wait_s
         self._free = threading.BoundedSemaphore(self._limit)
+        self._queue = threading.BoundedSemaphore(self._limit)
         for method in _DESCRIPTOR.methods:
             name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
             wrap = self._streaming if method.server_streaming else self._unary
@@ -125,13 +128,22 @@ class Adapter:
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
-        """Raises Unavailable if all are taken."""
-        if not self._free.acquire(blocking=False):
+        """Raises Unavailable if all are taken and none becomes free in time."""
+        if not (self._free.acquire(blocking=False) or self._waited()):
             raise Unavailable(f"calls: this server serves {self._limit} at the same time, and no more now; try again")
         try:
             yield
         finally:
             self._free.release()
+
+    def _waited(self) -> bool:
+        """Whether a place became free."""
+        if not self._queue.acquire(blocking=False):
+            return False
+        try:
+            return self._free.acquire(timeout=self._wait_s)
+        finally:
+            self._queue.release()
 
     def _unary(
         self, name: str, receives: bool, method: Callable[[Any, Any], Any]
