@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from he_client import Client, InvalidInput
 from he_client.cli import build_parser, main
+from he_client.files import read_table
 from tests.conftest import unit_rows
 
 DIM = 8
@@ -114,3 +116,45 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
             parser.parse_args([command, "--help"])
         assert stopped.value.code == 0
         assert f"hesearch {command} " in capsys.readouterr().out.split("example", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("headless.csv", "0.1,0.2,0.3\n0.4,0.5,0.6\n", "header"),
+        ("short.csv", "id,a,b\n1,0.1\n", "not a readable"),
+        ("words.csv", "id,a,b\n1,x,y\n", "not a readable"),
+        ("no.npz", "not a zip", "not a readable"),
+    ],
+)
+def test_files_that_are_not_tables(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidInput, match=said):
+        read_table(tmp_path / name)
+
+
+def test_csv_with_brackets_and_mixed_ids(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,vector\n7,"[0.5, 0.5]"\n007,0.5 -0.5\n-3,"1,0"\n--3,0 1\n')
+    table = read_table(tmp_path / "a.csv")
+    assert table.ids == [7, "007", -3, "--3"], "an id is a number only where it is written as one"
+    assert table.vectors.tolist() == [[0.5, 0.5], [0.5, -0.5], [1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "target", ["localhost", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:5005", ":other:", ""]
+)
+def test_targets_that_are_neither_address_nor_folder(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="target"):
+        Client(target)
+    with pytest.raises(InvalidInput, match="insecure"):
+        Client("folder/", insecure=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_do_not_make_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--server", str(tmp_path / "typo")]) == 3
+    assert "no such folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

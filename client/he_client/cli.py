@@ -39,6 +39,7 @@ exit codes:
   2  bad arguments or input      7  an optional package is missing
   3  no such collection or file  8  server unavailable
   4  exists, or changed by others
+  (serve: 0 after SIGTERM or SIGINT, 1 when it could not start)
 
 examples:
   hesearch serve --data ./data --listen 127.0.0.1:50051 --insecure
