@@ -66,7 +66,7 @@ _DEFAULT_PLANES = {Profile.EXACT: 16, Profile.COMPACT: 32, Profile.PRECISE: 16}
 def default_stride(profile: Profile, dim: int) -> int:
     """The stride that makes a query about 256 KiB (`compact`) or 512 KiB, whatever the dimension.
 
-    I = dim/g planes is then 32 or 16, and the hint is 1/32 or 1/16 of the index.
+    I = dim/g planes is then 32 or 16, and the stored hint about 1/57 or 1/30 of the index.
     """
     wanted = 1 << max(0, math.ceil(math.log2(dim / _DEFAULT_PLANES[profile])))
     return min(wanted, max_stride(RINGS[profile]))
@@ -227,9 +227,9 @@ class Parameters:
 
     @cached_property
     def hint_drop_bits(self) -> int:
-        """b: stored hints are rounded to multiples of 2^b, |δ| ≤ 2^(b−1); 0 where that would be too much.
+        """κ: stored hints are rounded to multiples of 2^κ, |δ| ≤ 2^(κ−1); 0 where that would be too much.
 
-        The largest b for which the proxy of t·δ is within its share: N·(2/3)·4^(b−1) ≤ 1/8 of the rest. The
+        The largest κ for which the proxy of t·δ is within its share: N·(2/3)·4^(κ−1) ≤ 1/8 of the rest. The
         scales come first, from a bound that has this share in it already, so nothing is circular.
         """
         room = HINT_SHARE * self._product_proxy(*self._largest_norms)
@@ -240,7 +240,7 @@ class Parameters:
 
     @property
     def hint_bytes_per_block(self) -> int:
-        """N·(bits(q) − b)/8: the coefficients of H, bit-packed."""
+        """N·(bits(q) − κ)/8: the coefficients of H, bit-packed."""
         return self.ring.degree * (self.ring.modulus.bit_length() - self.hint_drop_bits) // 8
 
     @cached_property
@@ -259,8 +259,8 @@ class Parameters:
     def score_error_std(self) -> float:
         """Standard deviation of (score − float score) for unit vectors.
 
-        `compact`, `precise`: √((σ²+1/12)/Δ_x² + (σ²·B+1/12)/Δ_y² + N·(2/3)·(4^b/12)/(Δ_xΔ_y)²), the last term
-        that of t·δ, absent where b = 0. `exact`: quantisation alone, √(1/6)/S.
+        `compact`, `precise`: √((σ²+1/12)/Δ_x² + (σ²·B+1/12)/Δ_y² + N·(2/3)·(4^κ/12)/(Δ_xΔ_y)²), the last term
+        that of t·δ, absent where κ = 0. `exact`: quantisation alone, √(1/6)/S.
         """
         if self.profile is Profile.EXACT:
             return math.sqrt(1 / 6) / self.quantiser

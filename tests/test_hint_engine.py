@@ -93,7 +93,7 @@ def test_score_error_is_as_derived(
 
 @pytest.mark.parametrize("profile", list(Profile))
 def test_what_rounding_the_hint_adds(tmp_path: Path, rng: np.random.Generator, profile: Profile) -> None:
-    """The scores without rounding minus those with it are t·δ/ΔxΔy: standard deviation within 3 % of √(N·(2/3)·4^b/12)
+    """The scores without rounding minus those with it are t·δ/ΔxΔy: standard deviation within 3 % of √(N·(2/3)·4^κ/12)
     (4 sigma: 5 secrets, 20,000 scores), and far within the bound; nothing at all for `exact`."""
     both = Both(tmp_path, profile, 512)
     p = both.parameters
@@ -114,7 +114,7 @@ def test_what_rounding_the_hint_adds(tmp_path: Path, rng: np.random.Generator, p
     if profile is Profile.EXACT:
         assert not difference.any()
         return
-    spread = np.sqrt(ring.degree * 2 / 3) * 2.0**p.hint_drop_bits  # of t·2^b
+    spread = np.sqrt(ring.degree * 2 / 3) * 2.0**p.hint_drop_bits  # of t·2^κ
     scale = float(p.index_scale * p.query_scale)
     assert difference.std() * scale == pytest.approx(spread / np.sqrt(12), rel=0.03)
     assert np.abs(difference).max() * scale < 6 * spread / np.sqrt(12) < TAIL * spread / 2
@@ -246,7 +246,7 @@ def test_hints_and_fingerprints_are_checked_when_loaded(tmp_path: Path, rng: np.
 
 @pytest.mark.parametrize("profile", list(Profile))
 def test_hints_have_one_form(tmp_path: Path, rng: np.random.Generator, profile: Profile) -> None:
-    """A value of a packed hint that is at least ⌈q/2^b⌉, anywhere, is refused; the largest one below is not."""
+    """A value of a packed hint that is at least ⌈q/2^κ⌉, anywhere, is refused; the largest one below is not."""
     both = Both(tmp_path, profile, 64)
     p = both.parameters
     encrypted, _, _ = both.setup(unit_rows(rng, p.rows_per_block + 1, 64))

@@ -26,7 +26,7 @@ def made(r: Ring, target: str) -> Any:
 
 
 def edges(q: int, b: int) -> list[int]:
-    """Coefficients in [0, q): the ends, multiples of 2^b, ties, and their neighbours; the last multiple and above."""
+    """Coefficients in [0, q): the ends, multiples of 2^κ, ties, and their neighbours; the last multiple and above."""
     last = (q - 1) >> b
     centres = [0, q - 1] + [m << b for m in {1, 2, last // 2, last - 1, last, last + 1} if m >= 0]
     centres += [c + (1 << b >> 1) for c in centres]
@@ -69,7 +69,7 @@ def packed_from(values: list[int], n: int, width: int) -> U8:
 
 @pytest.mark.parametrize(("primes", "b"), EVERY)
 def test_packing_is_the_oracle(primes: int, b: int) -> None:
-    """Bytes and polynomials, at the edges, for every number of bits; and rounding changes at most 2^(b−1)."""
+    """Bytes and polynomials, at the edges, for every number of bits; and rounding changes at most 2^(κ−1)."""
     r = ring(primes, 4)
     q, width = r.modulus, BITS[primes] - b
     assert q.bit_length() == BITS[primes]
@@ -121,7 +121,7 @@ def test_packing_of_other_sizes(primes: int, log_n: int, target: str) -> None:
 @pytest.mark.parametrize("target", targets())
 @pytest.mark.parametrize(("profile", "b"), [(Profile.COMPACT, 13), (Profile.EXACT, 28), (Profile.EXACT, 3)])
 def test_rounding_on_the_real_rings(profile: Profile, b: int, target: str, rng: np.random.Generator) -> None:
-    """|δ| ≤ 2^(b−1), uniform: variance 4^b/12 within 4 %, which is 5 sigma at 3·2048 coefficients and more."""
+    """|δ| ≤ 2^(κ−1), uniform: variance (4^κ + 2)/12 within 6 %, 5 sigma at 3·2048 coefficients."""
     r = RINGS[profile]
     client = made(r, target)
     hint = np.stack([rng.integers(0, q, (3, r.degree), np.uint32) for q in r.primes], axis=1)
@@ -141,7 +141,7 @@ def test_rounding_on_the_real_rings(profile: Profile, b: int, target: str, rng: 
 
 @pytest.mark.parametrize(("primes", "b"), EVERY)
 def test_every_packed_value_is_accepted_or_refused(primes: int, b: int) -> None:
-    """Below ⌈q/2^b⌉: accepted, and packed again to the same bytes. Any other: ValueError that names its place."""
+    """Below ⌈q/2^κ⌉: accepted, and packed again to the same bytes. Any other: ValueError that names its place."""
     r = ring(primes, 4)
     n, width = r.degree, BITS[primes] - b
     limit = -(-r.modulus >> b)

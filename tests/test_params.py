@@ -72,7 +72,7 @@ def test_hints_are_small() -> None:
 
 
 def replace_drop_bits(p: Parameters, bits: int) -> Parameters:
-    """The same scales with another b."""
+    """The same scales with another κ."""
     other = Parameters(profile=p.profile, dim=p.dim, stride=p.stride)
     other.__dict__["hint_drop_bits"] = bits  # where cached_property keeps it
     return other

@@ -52,9 +52,9 @@ struct Recovery {
 
 // How hints are stored; hint.hpp. Public.
 struct HintFormat {
-  size_t drop_bits;  // b
-  size_t width;      // w = bits(q) - b
-  uint64_t limit;    // M = ceil(q / 2^b): stored values are below it
+  size_t drop_bits;  // kappa
+  size_t width;      // L = bits(q) - kappa
+  uint64_t limit;    // M = ceil(q / 2^kappa): stored values are below it
 };
 
 // `scratch` is secret: the caller allocates what the *_scratch function says, in words, and erases it.

@@ -1,9 +1,10 @@
-// Stored hints: the coefficients of H in [0, q), rounded to multiples of 2^b and bit-packed.
+// Stored hints: the coefficients of H in [0, q), rounded to multiples of 2^kappa and bit-packed.
 //
-// M = ceil(q / 2^b) multiples of 2^b lie in [0, q), and v < M takes w = bits(q) - b bits. A coefficient h is stored as
-// v = (h + 2^(b-1)) >> b, or as 0 where that is M. Then |v * 2^b - h| <= 2^(b-1) modulo q: for v < M that is
-// rounding; for M, q < M * 2^b <= h + 2^(b-1) (q is odd), so 0 = q mod q is above h by q - h < 2^(b-1). b = 0 stores
-// h itself. v sits at bits j*w .. j*w + w - 1 of its block, low bits first: N*w is a multiple of 8, as N >= 16.
+// M = ceil(q / 2^kappa) multiples of 2^kappa lie in [0, q), and v < M takes L = bits(q) - kappa bits. A
+// coefficient h is stored as v = (h + 2^(kappa-1)) >> kappa, or as 0 where that is M. Modulo q, v * 2^kappa
+// is then within 2^(kappa-1) of h: for v < M it was rounded; for M, q < M * 2^kappa <= h + 2^(kappa-1) (q is
+// odd), so that 0 = q mod q is above h by q - h < 2^(kappa-1). kappa = 0 stores h itself. v takes bits j*L ..
+// j*L + L - 1 of its block, low bits first: N*L is a multiple of 8, as N >= 16. docs/scheme.md, 2.4.
 //
 // Nothing here is secret: H is a function of ciphertexts and public polynomials.
 #pragma once
@@ -18,9 +19,9 @@
 namespace he {
 namespace {
 
-// (K, P, N) NTT domain -> (K, N*w/8). scratch: `hint_scratch` words.
-inline void pack_hint(const Ring& ring, const HintFormat& f, size_t count, const uint32_t* hints, uint8_t* packed,
-                      uint32_t* scratch) {
+// (K, P, N) NTT domain -> (K, N*L/8). scratch: `hint_scratch` words.
+inline void pack_hint(const Ring& ring, const HintFormat& f, size_t count, const uint32_t* hints,
+                      uint8_t* packed, uint32_t* scratch) {
   const Layout& l = ring.layout;
   const size_t n = l.degree;
   auto* values = reinterpret_cast<uint64_t*>(scratch);
@@ -58,28 +59,27 @@ inline void pack_hint(const Ring& ring, const HintFormat& f, size_t count, const
         std::memcpy(out, &word, 8);
         out += 8;
         filled -= 64;
-        word = values[j] >> (f.width - filled);  // the bits that did not fit; width <= 62
+        word = values[j] >> (f.width - filled);  // what did not fit; width <= 62
       }
     }
     std::memcpy(out, &word, filled / 8);
   }
 }
 
-// Two words for each of 64-bit values below 2^62, as (low, high) -> the values mod q: 2^32*high + low, where low <
-// 2^32 < 4q.
+// 64-bit values 2^32*high + low -> the values mod q; low < 2^32 < 4q.
 HE_INLINE Vector residues(Vector low, Vector high, const Multiplier<Vector>& shift32, Vector q) {
   low = canonical(canonical(low, add(q, q)), q);
   return canonical(add(low, multiply_canonical(high, shift32, q)), q);
 }
 
-// (K, N*w/8) -> (K, P, N) NTT domain. Returns the first number K*N of a value that is not below M, or -1; the
+// (K, N*L/8) -> (K, P, N) NTT domain. Returns the first number K*N of a value that is not below M, or -1; the
 // output is then void. scratch: `hint_scratch` words.
 inline ptrdiff_t unpack_hint(const Ring& ring, const HintFormat& f, size_t count, const uint8_t* packed,
                              uint32_t* hints, uint32_t* scratch) {
   const Layout& l = ring.layout;
   const size_t n = l.degree, bytes = n * f.width / 8;
   auto* values = reinterpret_cast<uint64_t*>(scratch);
-  auto* copy = reinterpret_cast<uint8_t*>(scratch + 2 * n);  // of a block, so that nine bytes may be read anywhere
+  auto* copy = reinterpret_cast<uint8_t*>(scratch + 2 * n);  // of a block, with room to read past it
   const uint64_t mask = (uint64_t{1} << f.width) - 1;
   std::memset(copy + bytes, 0, 16);
   for (size_t k = 0; k < count; ++k, packed += bytes) {

@@ -195,10 +195,10 @@ class NaiveKernel:
 
     # ---- hints as they are stored ------------------------------------------------------------------------
     def pack_hint(self, hint: U32, drop_bits: int) -> NDArray[np.uint8]:
-        """(K, P, N) NTT domain → (K, N·w/8), w = bits(q) − b: the coefficients h of H in [0, q), each as
-        v = (h + 2^(b−1)) >> b or, where that is ⌈q/2^b⌉, as 0; w bits each, little-endian.
+        """(K, P, N) NTT domain → (K, N·L/8), L = bits(q) − κ: the coefficients h of H in [0, q), each as
+        v = (h + 2^(κ−1)) >> κ or, where that is ⌈q/2^κ⌉, as 0; L bits each, little-endian.
 
-        |v·2^b − h| ≤ 2^(b−1) modulo q; b = 0 keeps h as it is."""
+        |v·2^κ − h| ≤ 2^(κ−1) modulo q; κ = 0 keeps h as it is."""
         b, (modulus, width, limit) = drop_bits, self._hint_format(drop_bits)
         coefficients = hint.copy()
         self.inverse(coefficients)
@@ -213,7 +213,7 @@ class NaiveKernel:
         return np.frombuffer(b"".join(rows), np.uint8).reshape(len(hint), self.degree * width // 8)
 
     def unpack_hint(self, packed: NDArray[np.uint8], drop_bits: int) -> U32:
-        """(K, N·w/8) → (K, P, N), NTT domain: the coefficients v·2^b. Raises ValueError where v ≥ ⌈q/2^b⌉."""
+        """(K, N·L/8) → (K, P, N), NTT domain: the coefficients v·2^κ. Raises ValueError where v ≥ ⌈q/2^κ⌉."""
         _, width, limit = self._hint_format(drop_bits)
         out = np.zeros((len(packed), len(self.primes), self.degree), np.uint32)
         for k, row in enumerate(packed):
@@ -227,7 +227,7 @@ class NaiveKernel:
         return out
 
     def _hint_format(self, drop_bits: int) -> tuple[int, int, int]:
-        """q, w = bits(q) − b, and ⌈q/2^b⌉."""
+        """q, L = bits(q) − κ, and ⌈q/2^κ⌉."""
         modulus = math.prod(self.primes)
         return modulus, modulus.bit_length() - drop_bits, -(-modulus >> drop_bits)
 
