@@ -12,7 +12,8 @@ NumPy), `ratio_tenseal_vs_hint` (per-row TenSEAL, extrapolated / ours), `ratio_t
 `recall_at_10`, `score_error_std`, `score_error_max`, `expected_score_error_std`, `integer_identical` (`exact`:
 bit-identical to the plaintext integer search; else null), `query_bytes`, `answer_bytes_per_row`,
 `index_bytes_per_row`, `index_bytes_per_coordinate`, `hint_bytes_per_row`, `client_cache_bytes_per_row`,
-`encrypt_rows_per_s`, `client_query_s`, `client_recover_s`. A peer that is not installed has null.
+`encrypt_rows_per_s`, `client_query_s`, `client_recover_s`. A peer that is not installed has null. The hint and the
+cache (hint and fingerprint) count as downloaded and kept on disk; in memory a hint is expanded to 4·P·g bytes a row.
 """
 
 from __future__ import annotations

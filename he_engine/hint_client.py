@@ -3,7 +3,7 @@
     b[k,i] = a[i]·s[k] + e[k,i] + v[k,i]       index block k, plane i; s[k] new for every block
     c[i]   = a'[i]·t   + e'[i]  + y[i]         query; t new for every query
     T[k]   = fold(Σ_i b[k,i]·c[i])             the server's answer (he_engine.hint_server)
-    H[k]   = Σ_i b[k,i]·a'[i]                  the hint, computed here when the rows are encrypted
+    H[k]   = Σ_i b[k,i]·a'[i]                  the hint, computed here when the rows are encrypted, and rounded
     T[k] − fold(s[k]·z + t·H[k])               the scores, with z = Σ_i a[i]·(c[i] − a'[i]·t)
 
 docs/scheme.md derives all of it. Two properties hold by construction: a pair (a, s) never encrypts twice,
@@ -149,13 +149,14 @@ class HintClient(Secret):
         seed = self._key.hedged_seed("rows", self._id, self.parameters.digest, encoded.data.cast("B"))
         salt = self._key.hedged_seed("fingerprint", self._id, seed)
         index = np.empty((blocks, *self._stack), np.uint32)
-        hint = np.empty((blocks, *self._poly), np.uint32)
+        hint = np.empty((blocks, self.parameters.hint_bytes_per_block), np.uint8)
         noise_key = self._key.derive("row noise", self._id, seed)
 
         def encrypt(groups: Sequence[slice]) -> U32:
             total = np.zeros((verify.CHECKS, *self._stack), np.uint32)
             for group in groups:
                 count = len(range(*group.indices(blocks)))
+                full = np.empty((count, *self._poly), np.uint32)
                 noise = self._noise(noise_key, group.start, count)
                 secrets = self._block_secrets(seed, group.start, count)
                 weights = verify.weights(
@@ -163,8 +164,9 @@ class HintClient(Secret):
                 )
                 self._kernel.encrypt_blocks(
                     encoded[group], noise, secrets, self._index_public, self._query_public, weights,
-                    index[group], hint[group], total,
+                    index[group], full, total,
                 )  # fmt: skip
+                hint[group] = self._kernel.pack_hint(full, self.parameters.hint_drop_bits)
                 noise.fill(0)
                 secrets.fill(0)
                 per_block = self.parameters.rows_per_block
@@ -198,19 +200,24 @@ class HintClient(Secret):
         return secrets
 
     def load(self, encrypted: EncryptedRows) -> HintSegment:
-        """Raises ResidueError where the hint or the fingerprint has the wrong length or a residue ≥ q_j."""
-        p, n = self._poly
+        """Unpacks the hint: in memory it takes 4·P·N bytes a block.
+
+        Raises ResidueError where the hint or the fingerprint has the wrong length or a value that is not canonical.
+        """
         if len(encrypted.seed) != SEED_BYTES:
             raise ResidueError(f"seed: got {len(encrypted.seed)} bytes, expected {SEED_BYTES}")
         if encrypted.blocks != self.parameters.blocks_for(encrypted.rows):
             raise ResidueError(f"rows: {encrypted.rows} do not fill {encrypted.blocks} blocks")
-        expected = 4 * encrypted.blocks * p * n
+        expected = encrypted.blocks * self.parameters.hint_bytes_per_block
         if len(encrypted.hint) != expected:
             raise ResidueError(f"hint: got {len(encrypted.hint)} bytes, expected {expected}")
-        hint = np.frombuffer(encrypted.hint, "<u4").reshape(encrypted.blocks, p, n)
-        self._require_canonical(hint, "hint")
+        packed = np.frombuffer(encrypted.hint, np.uint8).reshape(encrypted.blocks, self.parameters.hint_bytes_per_block)
+        try:
+            hint = self._kernel.unpack_hint(packed, self.parameters.hint_drop_bits)
+        except ValueError as error:
+            raise ResidueError(f"hint: {error}") from None
         fingerprint = verify.Fingerprint.parse(encrypted.fingerprint, self._stack)
-        self._require_canonical(fingerprint.sums.reshape(verify.CHECKS, p, -1), "fingerprint")
+        self._require_canonical(fingerprint.sums.reshape(verify.CHECKS, self._poly[0], -1), "fingerprint")
         return HintSegment(encrypted.rows, encrypted.blocks, hint, encrypted.seed, fingerprint)
 
     def _require_canonical(self, words: U32, field: str) -> None:

@@ -16,7 +16,9 @@ from he_engine.security import SecurityEstimate, require_secure
 
 ETA = 21  #: e is centred binomial: the difference of two sums of η fair bits
 NOISE_VARIANCE = ETA / 2  #: σ² (σ = 3.24); the binomial is also sub-Gaussian with exactly this proxy
+TERNARY_VARIANCE = 2 / 3  #: of a coefficient of t; its sub-Gaussian proxy too
 TAIL = 13.5  #: scores stay within TAIL standard deviations, but for 2·exp(−TAIL²/2) < 2^-130
+HINT_SHARE = 1 / 8  #: of the noise proxy of everything else: what the rounding of hints may add to it
 TILE = 16  #: coefficients stored side by side: one 64-byte cache line of uint32
 MAX_DIM = 16384
 
@@ -64,7 +66,7 @@ _DEFAULT_PLANES = {Profile.EXACT: 16, Profile.COMPACT: 32, Profile.PRECISE: 16}
 def default_stride(profile: Profile, dim: int) -> int:
     """The stride that makes a query about 256 KiB (`compact`) or 512 KiB, whatever the dimension.
 
-    I = dim/g planes is then 32 or 16, and the hint is 1/32 or 1/16 of the index.
+    I = dim/g planes is then 32 or 16, and the stored hint about 1/57 or 1/30 of the index.
     """
     wanted = 1 << max(0, math.ceil(math.log2(dim / _DEFAULT_PLANES[profile])))
     return min(wanted, max_stride(RINGS[profile]))
@@ -201,41 +203,72 @@ class Parameters:
         return self.integer_norm - math.ceil(math.sqrt(self.dim) / 2)
 
     # ---- precision -------------------------------------------------------------------------------------
-    def noise_bound(self, index_norm: float, query_norm: float) -> float:
-        """Sub-Gaussian parameter of the noise Σ e·(y + e') + v·e' at one score position.
-
-        √(σ²·[(‖y‖ + η√(N·I))² + B·‖v‖²]) for rows of encoded norm ‖v‖ ≤ index_norm and a query of encoded
-        norm ‖y‖ ≤ query_norm. Derived in docs/scheme.md: condition on e' (each |e'| ≤ η), then on nothing.
-        """
+    def _product_proxy(self, index_norm: float, query_norm: float) -> float:
+        """Sub-Gaussian proxy of Σ e·(y + e') + v·e' at one score position: σ²·[(‖y‖ + η√(N·I))² + B·‖v‖²]."""
         worst_query = query_norm + ETA * math.sqrt(self.ring.degree * self.planes)
-        return math.sqrt(NOISE_VARIANCE * (worst_query**2 + self.rows_per_block * index_norm**2))
+        return NOISE_VARIANCE * (worst_query**2 + self.rows_per_block * index_norm**2)
+
+    def noise_bound(self, index_norm: float, query_norm: float) -> float:
+        """Sub-Gaussian parameter of the noise Σ e·(y + e') + v·e' − t·δ at one score position.
+
+        √((1 + 1/8)·σ²·[(‖y‖ + η√(N·I))² + B·‖v‖²]) for rows of encoded norm ‖v‖ ≤ index_norm and a query of
+        encoded norm ‖y‖ ≤ query_norm. The 1/8 is the room that `hint_drop_bits` may use. Derived in
+        docs/scheme.md: condition on all but t, then on e' (each |e'| ≤ η), then on nothing.
+        """
+        return math.sqrt((1 + HINT_SHARE) * self._product_proxy(index_norm, query_norm))
+
+    @property
+    def _largest_norms(self) -> tuple[float, float]:
+        """Bounds on ‖x̂‖ and ‖ŷ‖ as encoded: Δ·Q, or Δ + √d/2."""
+        if self.profile is Profile.EXACT:
+            return self.index_scale * self.integer_norm, self.query_scale * self.integer_norm
+        slack = math.sqrt(self.dim) / 2
+        return self.index_scale + slack, self.query_scale + slack
+
+    @cached_property
+    def hint_drop_bits(self) -> int:
+        """κ: stored hints are rounded to multiples of 2^κ, |δ| ≤ 2^(κ−1); 0 where that would be too much.
+
+        The largest κ for which the proxy of t·δ is within its share: N·(2/3)·4^(κ−1) ≤ 1/8 of the rest. The
+        scales come first, from a bound that has this share in it already, so nothing is circular.
+        """
+        room = HINT_SHARE * self._product_proxy(*self._largest_norms)
+        bits = 0
+        while self.ring.degree * TERNARY_VARIANCE * 4.0**bits <= room:
+            bits += 1
+        return bits
+
+    @property
+    def hint_bytes_per_block(self) -> int:
+        """N·(bits(q) − κ)/8: the coefficients of H, bit-packed."""
+        return self.ring.degree * (self.ring.modulus.bit_length() - self.hint_drop_bits) // 8
 
     @cached_property
     def failure_bits(self) -> float:
         """−log2 of the bound on the probability that one score of `exact` rounds wrongly, or that one of
         the others wraps: 2·exp(−τ²/2s²), s = noise_bound, τ = the room that the scales leave."""
+        x, y = self._largest_norms
         if self.profile is Profile.EXACT:
-            norm = self.integer_norm
             room = self.index_scale * self.query_scale / 2
-            noise = self.noise_bound(self.index_scale * norm, self.query_scale * norm)
         else:
-            slack = math.sqrt(self.dim) / 2
-            x, y = self.index_scale + slack, self.query_scale + slack
             room = (self.ring.modulus - 1) / 2 - x * y
-            noise = self.noise_bound(x, y)
+        noise = self.noise_bound(x, y)
         return (room / noise) ** 2 / (2 * math.log(2)) - 1
 
     @property
     def score_error_std(self) -> float:
         """Standard deviation of (score − float score) for unit vectors.
 
-        `compact`, `precise`: √((σ²+1/12)/Δ_x² + (σ²·B+1/12)/Δ_y²). `exact`: quantisation alone, √(1/6)/S.
+        `compact`, `precise`: √((σ²+1/12)/Δ_x² + (σ²·B+1/12)/Δ_y² + N·(2/3)·(4^κ/12)/(Δ_xΔ_y)²), the last term
+        that of t·δ, absent where κ = 0. `exact`: quantisation alone, √(1/6)/S.
         """
         if self.profile is Profile.EXACT:
             return math.sqrt(1 / 6) / self.quantiser
+        rounding = 4.0**self.hint_drop_bits / 12 if self.hint_drop_bits else 0.0
         return math.sqrt(
             (NOISE_VARIANCE + 1 / 12) / self.index_scale**2
             + (NOISE_VARIANCE * self.rows_per_block + 1 / 12) / self.query_scale**2
+            + self.ring.degree * TERNARY_VARIANCE * rounding / (self.index_scale * self.query_scale) ** 2
         )
 
     @cached_property
@@ -243,7 +276,7 @@ class Parameters:
         """SHA-256 over every public number: what both sides compare before any arithmetic."""
         ring = self.ring
         fields = (
-            "hesearch parameters 1", self.profile.value, self.dim, self.stride, ring.log_n, *ring.primes,
-            *ring.roots, ETA, TILE, self.index_scale, self.query_scale, self.quantiser,
+            "hesearch parameters 2", self.profile.value, self.dim, self.stride, ring.log_n, *ring.primes,
+            *ring.roots, ETA, TILE, self.index_scale, self.query_scale, self.quantiser, self.hint_drop_bits,
         )  # fmt: skip
         return hashlib.sha256("\x00".join(map(str, fields)).encode()).digest()

@@ -21,7 +21,8 @@ class Both:
     def __init__(self, folder: Path, profile: str, dim: int, stride: int | None = None, target: str = "") -> None:
         self.parameters = Parameters.choose(profile, dim, stride)
         self.key = RootKey(secrets.token_bytes(32))
-        self.client = HintClient(self.parameters, self.key, bytes(16), generate_state(), threads=1, target=target)
+        self.state = generate_state()
+        self.client = HintClient(self.parameters, self.key, bytes(16), self.state, threads=1, target=target)
         self.server = HintServer(self.parameters, target)
         self.folder = folder
 

@@ -108,3 +108,17 @@ class ClientKernel:
         answers T (K, P, B), hints H (K, P, N), secrets s (K, P, N), secret t (P, N), mask z (P, N). Raises
         ValueError where P > 2: a score would not fit an int64.
         """
+
+    def pack_hint(self, hint: NDArray[np.uint32], drop_bits: int) -> NDArray[np.uint8]:
+        """(K, P, N), NTT domain → (K, N·L/8), L = bits(q) − κ: each coefficient h of H, lifted to [0, q), in L bits.
+
+        Stored is v = (h + 2^(κ−1)) >> κ or, where that is ⌈q/2^κ⌉, 0; h itself for κ = 0. So |v·2^κ − h| ≤ 2^(κ−1)
+        modulo q. Little-endian: v of coefficient j at bits j·L to j·L + L − 1 of its block. drop_bits κ from 0 to
+        bits(q) − 1. Raises ValueError also where P > 2: a coefficient would not fit 64 bits.
+        """
+
+    def unpack_hint(self, packed: NDArray[np.uint8], drop_bits: int) -> NDArray[np.uint32]:
+        """(K, N·L/8) → (K, P, N): the polynomials of coefficients v·2^κ, NTT domain.
+
+        Raises ValueError where P > 2, and where v ≥ ⌈q/2^κ⌉: each polynomial has one packed form.
+        """

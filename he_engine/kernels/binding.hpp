@@ -102,6 +102,7 @@ inline std::string shape_text(const std::vector<std::string>& sizes) {
 
 template <class T>
 constexpr const char* dtype_name() {
+  if constexpr (std::is_same_v<T, uint8_t>) return "uint8";
   if constexpr (std::is_same_v<T, uint32_t>) return "uint32";
   if constexpr (std::is_same_v<T, uint64_t>) return "uint64";
   if constexpr (std::is_same_v<T, int32_t>) return "int32";

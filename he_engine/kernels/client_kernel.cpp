@@ -2,6 +2,7 @@
 #include "client_kernel.hpp"
 
 #include "encrypt.hpp"
+#include "hint.hpp"
 #include "recover.hpp"
 
 namespace he {
@@ -41,6 +42,7 @@ void expand_weights(const Ring& ring, size_t count, const uint64_t* keystream, u
 const ClientOps HE_NAME(client_, HE_TARGET) = {
     Vector::lanes,  Narrow::lanes,  transform,     fold,         expand_secrets,
     expand_weights, encrypt_blocks, encrypt_query, weighted_sum, recover,
+    pack_hint,      unpack_hint,
 };
 
 }  // namespace he

@@ -50,6 +50,13 @@ struct Recovery {
   int64_t* scores;
 };
 
+// How hints are stored; hint.hpp. Public.
+struct HintFormat {
+  size_t drop_bits;  // kappa
+  size_t width;      // L = bits(q) - kappa
+  uint64_t limit;    // M = ceil(q / 2^kappa): stored values are below it
+};
+
 // `scratch` is secret: the caller allocates what the *_scratch function says, in words, and erases it.
 struct ClientOps {
   int lanes, narrow_lanes;  // the tables of Twiddles depend on these
@@ -63,12 +70,17 @@ struct ClientOps {
   void (*weighted_sum)(const Layout& layout, size_t count, size_t checks, size_t length,
                        const uint32_t* weights, const uint32_t* values, uint32_t* out);
   void (*recover)(const Ring& ring, const Recovery& arrays, uint32_t* scratch);
+  void (*pack_hint)(const Ring& ring, const HintFormat& format, size_t count, const uint32_t* hints,
+                    uint8_t* packed, uint32_t* scratch);
+  ptrdiff_t (*unpack_hint)(const Ring& ring, const HintFormat& format, size_t count, const uint8_t* packed,
+                           uint32_t* hints, uint32_t* scratch);
 };
 
 inline size_t expand_scratch(const Layout& l) { return l.degree; }
 inline size_t blocks_scratch(const Layout& l) { return (2 + 2 * l.primes) * l.degree; }
 inline size_t query_scratch(const Layout& l) { return (2 + 2 * l.primes + l.primes * l.planes) * l.degree; }
 inline size_t recover_scratch(const Layout& l) { return 2 * l.degree / l.stride; }
+inline size_t hint_scratch(const Layout& l) { return 4 * l.degree + 4; }
 
 extern const ClientOps client_avx512, client_avx2, client_neon, client_portable;
 

@@ -157,7 +157,46 @@ class ClientKernel {
     return out.release();
   }
 
+  nb::object pack_hint(nb::handle hint, int64_t drop_bits) const {
+    const HintFormat format = hint_format(drop_bits);
+    const Array<const uint32_t> h(hint, "hint", {"K", l().primes, l().degree});
+    Fresh<uint8_t> out({h.shape(0), l().degree * format.width / 8});
+    {
+      const nb::gil_scoped_release unlocked;
+      const Scratch scratch(hint_scratch(l()));
+      ops().pack_hint(ring(), format, h.shape(0), h.data(), out.data(), scratch.data());
+    }
+    return out.release();
+  }
+
+  nb::object unpack_hint(nb::handle packed, int64_t drop_bits) const {
+    const HintFormat format = hint_format(drop_bits);
+    const Array<const uint8_t> bytes(packed, "packed", {"K", l().degree * format.width / 8});
+    Fresh<uint32_t> out({bytes.shape(0), l().primes, l().degree});
+    ptrdiff_t bad;
+    {
+      const nb::gil_scoped_release unlocked;
+      const Scratch scratch(hint_scratch(l()));
+      bad = ops().unpack_hint(ring(), format, bytes.shape(0), bytes.data(), out.data(), scratch.data());
+    }
+    if (bad >= 0)
+      throw std::invalid_argument("packed: value " + std::to_string(bad) + " is not canonical (expected < " +
+                                  std::to_string(format.limit) + ")");
+    return out.release();
+  }
+
  private:
+  HintFormat hint_format(int64_t drop_bits) const {
+    require(l().primes <= 2, "primes", static_cast<int64_t>(l().primes),
+            "one or two to pack (coefficients of hints take 64 bits)");
+    uint64_t q = 1;
+    for (size_t p = 0; p < l().primes; ++p) q *= l().moduli[p].q;
+    int64_t bits = 0;
+    while (q >> bits != 0) ++bits;
+    require(drop_bits >= 0 && drop_bits < bits, "drop_bits", drop_bits, "0 to " + std::to_string(bits - 1));
+    const auto b = static_cast<size_t>(drop_bits);
+    return {b, static_cast<size_t>(bits) - b, ((q - 1) >> b) + 1};
+  }
   void transform(nb::handle object, const Twiddles* tables, bool inverse, size_t size,
                  const char* name = "polys") const {
     const Array<uint32_t> x(object, name, {"K", l().primes, size});
@@ -200,5 +239,7 @@ NB_MODULE(_client, m) {
       .def("encrypt_query", &Kernel::encrypt_query, "query"_a, "keystream"_a, "index_public"_a,
            "query_public"_a, "ciphertext"_a, "secret"_a, "mask"_a)
       .def("weighted_sum", &Kernel::weighted_sum, "weights"_a, "values"_a)
-      .def("recover", &Kernel::recover, "answers"_a, "hints"_a, "secrets"_a, "secret"_a, "mask"_a);
+      .def("recover", &Kernel::recover, "answers"_a, "hints"_a, "secrets"_a, "secret"_a, "mask"_a)
+      .def("pack_hint", &Kernel::pack_hint, "hint"_a, "drop_bits"_a)
+      .def("unpack_hint", &Kernel::unpack_hint, "packed"_a, "drop_bits"_a);
 }

@@ -10,6 +10,7 @@ NTT slots are in bit-reversed order: slot j holds the value at ψ^(2·brv(j) + 1
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,6 +193,49 @@ class NaiveKernel:
                 self._set_plane(ciphertext, p, i, c)
         mask[:] = self._dot(index_public, inner)
 
+    # ---- hints as they are stored ------------------------------------------------------------------------
+    def pack_hint(self, hint: U32, drop_bits: int) -> NDArray[np.uint8]:
+        """(K, P, N) NTT domain → (K, N·L/8), L = bits(q) − κ: the coefficients h of H in [0, q), each as
+        v = (h + 2^(κ−1)) >> κ or, where that is ⌈q/2^κ⌉, as 0; L bits each, little-endian.
+
+        |v·2^κ − h| ≤ 2^(κ−1) modulo q; κ = 0 keeps h as it is."""
+        b, (modulus, width, limit) = drop_bits, self._hint_format(drop_bits)
+        coefficients = hint.copy()
+        self.inverse(coefficients)
+        rows = []
+        for block in coefficients:
+            packed = 0
+            for j, residues in enumerate(block.T.tolist()):
+                h = self._crt(residues, modulus)
+                v = (h + (1 << b >> 1)) >> b
+                packed |= (0 if v == limit else v) << j * width
+            rows.append(packed.to_bytes(self.degree * width // 8, "little"))
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(len(hint), self.degree * width // 8)
+
+    def unpack_hint(self, packed: NDArray[np.uint8], drop_bits: int) -> U32:
+        """(K, N·L/8) → (K, P, N), NTT domain: the coefficients v·2^κ. Raises ValueError where v ≥ ⌈q/2^κ⌉."""
+        _, width, limit = self._hint_format(drop_bits)
+        out = np.zeros((len(packed), len(self.primes), self.degree), np.uint32)
+        for k, row in enumerate(packed):
+            bits = int.from_bytes(row.tobytes(), "little")
+            for j in range(self.degree):
+                v = bits >> j * width & (1 << width) - 1
+                if v >= limit:
+                    raise ValueError(f"packed: value {k * self.degree + j} is not canonical (expected < {limit})")
+                out[k, :, j] = [(v << drop_bits) % q for q in self.primes]
+        self.forward(out)
+        return out
+
+    def _hint_format(self, drop_bits: int) -> tuple[int, int, int]:
+        """q, L = bits(q) − κ, and ⌈q/2^κ⌉."""
+        modulus = math.prod(self.primes)
+        return modulus, modulus.bit_length() - drop_bits, -(-modulus >> drop_bits)
+
+    def _crt(self, residues: list[int], modulus: int) -> int:
+        """The integer in [0, q) with these residues."""
+        rests = [(r, modulus // q, q) for r, q in zip(residues, self.primes, strict=True)]
+        return sum(r * rest * pow(rest, -1, q) for r, rest, q in rests) % modulus
+
     # ---- answering and recovering ----------------------------------------------------------------------
     def _dot(self, x: U32, y: U32) -> U32:
         """Σ_i x_i·y_i of two stacks → (P, N)."""
@@ -237,15 +281,9 @@ class NaiveKernel:
         for p, q in enumerate(self.primes):
             folded[:, p] = (answers[:, p].astype(np.int64) - folded[:, p].astype(np.int64)) % q
         self.inverse_decimated(folded)
-        modulus = 1
-        for q in self.primes:
-            modulus *= q
+        modulus = math.prod(self.primes)
         out = np.zeros((answers.shape[0], self.rows), np.int64)
         for k, r in np.ndindex(*out.shape):
-            lifted = 0
-            for p, q in enumerate(self.primes):
-                rest = modulus // q
-                lifted += int(folded[k, p, r]) * rest * pow(rest, -1, q)
-            lifted %= modulus
+            lifted = self._crt(folded[k, :, r].tolist(), modulus)
             out[k, r] = lifted - modulus if lifted >= (modulus + 1) // 2 else lifted
         return out
