@@ -76,15 +76,15 @@ class Encoding:
             raise NormError(f"{field}: vector {first + bad[0]} is not finite or is longer than the bound")
         return rounded
 
-    def row_norms(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """‖x̂‖/S or ‖x̂‖/Δ_x, (n,): norms as encoded, in the units of `scores`."""
+    def row_squares(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """‖x̂‖²/S² or ‖x̂‖²/Δ_x², (n,): squared norms as encoded, in the units of `scores`."""
         scale = self._p.quantiser if self._exact else self._p.index_scale
-        return _norms(self._round(rows, scale, "rows")) / scale
+        return _squares(self._round(rows, scale, "rows")) / float(scale) ** 2
 
-    def query_norm(self, vector: NDArray[np.float64]) -> float:
-        """‖ŷ‖/S or ‖ŷ‖/Δ_y."""
+    def query_square(self, vector: NDArray[np.float64]) -> float:
+        """‖ŷ‖²/S² or ‖ŷ‖²/Δ_y²."""
         scale = self._p.quantiser if self._exact else self._p.query_scale
-        return float(_norms(self._round(vector[None], scale, "query"))[0] / scale)
+        return float(_squares(self._round(vector[None], scale, "query"))[0] / float(scale) ** 2)
 
     def scores(self, decoded: NDArray[np.int64]) -> NDArray[np.float64]:
         """Decoded values (K, B) → inner products of unit-ball vectors (K·B,).
@@ -106,5 +106,10 @@ class Encoding:
 
 
 def _norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    norms: NDArray[np.float64] = np.sqrt(_squares(rows))
     return norms
+
+
+def _squares(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    squares: NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows)
+    return squares

@@ -86,11 +86,11 @@ class ClientEngine(Protocol):
     def load(self, encrypted: EncryptedRows) -> Segment:
         """Prepare to recover (from `setup` directly, or from downloaded and unsealed parts; `index` unused)."""
 
-    def row_norms(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """‖x‖ of rows (n, d) as `setup` encodes them, in the units of `recover`'s inner products."""
+    def row_squares(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """‖x‖² of rows (n, d) as `setup` encodes them, in the units of `recover`'s inner products."""
 
-    def query_norm(self, vector: NDArray[np.float64]) -> float:
-        """‖y‖ of vector (d,) as `query` encodes it, in the same units."""
+    def query_square(self, vector: NDArray[np.float64]) -> float:
+        """‖y‖² of vector (d,) as `query` encodes it, in the same units."""
 
     def query(self, vector: NDArray[np.float64]) -> Query:
         """vector (d,), of norm ≤ 1; encrypted with fresh randomness at every call."""

@@ -225,13 +225,13 @@ class HintClient(Secret):
         if position >= 0:
             raise ResidueError(f"{field}: residue {position} is not canonical (expected < q_j)")
 
-    def row_norms(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def row_squares(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """See ClientEngine."""
-        return self._encoding.row_norms(rows)
+        return self._encoding.row_squares(rows)
 
-    def query_norm(self, vector: NDArray[np.float64]) -> float:
+    def query_square(self, vector: NDArray[np.float64]) -> float:
         """See ClientEngine."""
-        return self._encoding.query_norm(vector)
+        return self._encoding.query_square(vector)
 
     # ---- query -----------------------------------------------------------------------------------------
     def query(self, vector: NDArray[np.float64]) -> HintQuery:

@@ -109,8 +109,10 @@ class Parameters:
         except ValueError:
             names = ", ".join(p.value for p in Profile)
             raise ParameterError(f"profile: got {profile!r}, expected one of {names}") from None
-        if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM:
+        if type(dim) is not int or not 1 <= dim <= MAX_DIM:
             raise ParameterError(f"dim: got {dim!r}, expected an integer from 1 to {MAX_DIM}")
+        if stride is not None and type(stride) is not int:
+            raise ParameterError(f"stride: got {stride!r}, expected a power of two")
         return cls(profile=profile, dim=dim, stride=default_stride(profile, dim) if stride is None else stride)
 
     # ---- ring and layout -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from he_client.cache import PartCache
-from he_client.collection import Collection, PayloadMode
+from he_client.collection import Collection, PayloadMode, check_payload_mode
 from he_client.engines import choose_parameters, generate_state
 from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
@@ -71,6 +71,7 @@ class Client:
         """
         wire.check_name(name)
         _require_key(key)
+        check_payload_mode(payloads)
         parameters = choose_parameters(engine, profile, dim, stride)
         space = Space.make(metric, dim, norm_bound)
         message = pb.Manifest(
@@ -102,6 +103,7 @@ class Client:
         Raises NotFound, WrongKeyError, FormatVersionError, TamperedDataError, Unavailable.
         """
         _require_key(key)
+        check_payload_mode(payloads)
         context = wire.context(name, self._describe(name).context.parameter_digest)
         response = with_retries(
             lambda: self._transport.call(
@@ -176,6 +178,8 @@ def _require_key(key: object) -> None:
 
 def _connect(target: str | os.PathLike[str], insecure: bool) -> Transport:
     """Addresses have a port; a folder is a path object, has a slash, or exists."""
+    if not isinstance(target, str | os.PathLike):
+        raise InvalidInput(f"target: got {type(target).__name__}, expected 'host:port', a folder or ':memory:'")
     text = os.fspath(target)
     host, colon, port = text.rpartition(":")
     if "://" in text or (colon and host and port.isdigit() and int(port) > 65535):

@@ -30,6 +30,12 @@ SEGMENT_BYTES = 64 << 20  #: index bytes of one segment; two are in memory while
 PayloadMode = Literal["cache", "direct"]
 
 
+def check_payload_mode(payloads: object) -> None:
+    """Raises InvalidInput."""
+    if payloads not in ("cache", "direct"):
+        raise InvalidInput(f"payloads: got {payloads!r}, expected 'cache' or 'direct'")
+
+
 class Collection:
     """An open collection. Made by `Client.create_collection` and `Client.open_collection`. Thread-safe."""
 
@@ -45,8 +51,6 @@ class Collection:
         timeout_s: float,
         threads: int | None,
     ) -> None:
-        if payloads not in ("cache", "direct"):
-            raise InvalidInput(f"payloads: got {payloads!r}, expected 'cache' or 'direct'")
         self.name = name
         self.last_search: SearchReport | None = None  #: what the last `search` cost
         self._space = manifest.space

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from he_engine.errors import DimensionError, NormError, ParameterError
+from he_engine.errors import DimensionError, NormError, ParameterError, TamperedDataError
 
 F64 = NDArray[np.float64]
 
@@ -50,12 +50,12 @@ class Space:
             names = ", ".join(m.value for m in Metric)
             raise ParameterError(f"metric: got {metric!r}, expected one of {names}") from None
         if kind is Metric.COSINE:
-            if norm_bound not in (None, 1, 1.0):
+            if norm_bound is not None and not (isinstance(norm_bound, Real) and norm_bound == 1):
                 raise ParameterError("norm_bound: cosine normalises every vector; leave it out")
             return cls(kind, dim, 1.0)
-        if not isinstance(norm_bound, Real) or not 0 < norm_bound < MAX_NORM:
+        if not isinstance(norm_bound, Real) or not MIN_NORM < norm_bound < MAX_NORM:
             raise ParameterError(
-                f"norm_bound: got {norm_bound!r}, expected the largest norm of any row, under {MAX_NORM:.0e}"
+                f"norm_bound: got {norm_bound!r}, expected the largest norm of any row ({MIN_NORM} to {MAX_NORM})"
             )
         return cls(kind, dim, float(norm_bound))
 
@@ -64,8 +64,8 @@ class Space:
         return self.metric is Metric.L2
 
     @property
-    def needs_norms(self) -> bool:
-        """Whether scores need the norms of the rows, and of the query, as the engine encoded them."""
+    def needs_squares(self) -> bool:
+        """Whether scores need the squared norms of the rows, and of the query, as the engine encoded them."""
         return self.metric is Metric.L2
 
     def check_rows(self, vectors: ArrayLike) -> NDArray[Any]:
@@ -103,19 +103,21 @@ class Space:
             _require_direction(norms, "query")
         return array / np.where(norms < MIN_NORM, 1, norms)[:, None], norms, batch
 
-    def scores(self, inner: F64, row_norms: F64 | None, query_norm: float, encoded_query_norm: float) -> F64:
-        """The engine's inner products of unit vectors → scores.
+    def scores(self, inner: F64, row_squares: F64 | None, query_norm: float, query_square: float) -> F64:
+        """The engine's inner products of vectors of norm ≤ 1 → scores.
 
-        l2: row_norms and encoded_query_norm are those of the vectors as encoded, so that under `exact` the result is
-        exactly the distance of the quantised vectors: true norms would not cancel against quantised products.
+        l2: row_squares and query_square are ‖x‖² and ‖y‖² of those vectors as encoded, so that under `exact` the
+        result is the distance of the quantised vectors: true norms would not cancel against quantised products.
         """
         if self.metric is Metric.COSINE:
             return inner
         products: F64 = inner * (self.norm_bound * query_norm)
         if self.metric is Metric.IP:
             return products
-        assert row_norms is not None
-        distances: F64 = np.sqrt(np.maximum(row_norms**2 + encoded_query_norm**2 - 2 * products, 0))
+        if row_squares is None:
+            raise TamperedDataError("row table: it has no norms, which the metric l2 needs")
+        squares: F64 = self.norm_bound**2 * row_squares + query_norm**2 * query_square - 2 * products
+        distances: F64 = np.sqrt(np.maximum(squares, 0))
         return distances
 
 

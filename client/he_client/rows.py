@@ -21,7 +21,7 @@ class RowTable:
     """One entry a row, in the order of the index."""
 
     ids: list[RowId]
-    norms: NDArray[np.float64] | None  #: ‖x‖ of the rows as they were encoded, under the l2 metric
+    squares: NDArray[np.float64] | None  #: ‖x‖² of the rows as they were encoded (norm ≤ 1), under the l2 metric
     seed: bytes
     payload_salt: bytes
     payload_lengths: NDArray[np.uint64]  #: sealed bytes of each payload, 0: none; empty: no row has one
@@ -33,7 +33,7 @@ class RowTable:
             is_text=np.packbits(is_text, bitorder="little").tobytes() if is_text.any() else b"",
             numbers=[i for i in self.ids if isinstance(i, int)],
             texts=[i for i in self.ids if isinstance(i, str)],
-            norms=b"" if self.norms is None else self.norms.astype("<f8").tobytes(),
+            squares=b"" if self.squares is None else self.squares.astype("<f8").tobytes(),
             seed=self.seed,
             payload_salt=self.payload_salt,
             payload_lengths=self.payload_lengths.tolist(),
@@ -57,14 +57,14 @@ class RowTable:
             table.rows == rows
             and len(table.texts) + len(table.numbers) == rows == len(ids)
             and len(table.texts) == int(is_text.sum())
-            and len(table.norms) in (0, 8 * rows)
+            and len(table.squares) in (0, 8 * rows)
             and len(table.payload_lengths) in (0, rows)
         )
         if not complete:
             raise TamperedDataError(f"row table: does not describe {rows} rows")
         return cls(
             ids=ids,
-            norms=np.frombuffer(table.norms, "<f8") if table.norms else None,
+            squares=np.frombuffer(table.squares, "<f8") if table.squares else None,
             seed=table.seed,
             payload_salt=table.payload_salt,
             payload_lengths=np.array(table.payload_lengths, np.uint64),
@@ -73,9 +73,10 @@ class RowTable:
 
 def check_ids(ids: Iterable[Any], rows: int | None = None) -> list[RowId]:
     """Plain int and str ids. Raises InvalidInput, DimensionError or DuplicateIdError."""
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+    scalar = isinstance(ids, np.ndarray) and ids.ndim == 0
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable) or scalar:
         raise InvalidInput(f"ids: got {type(ids).__name__}, expected a list of int or str")
-    raw = list(ids.tolist()) if isinstance(ids, np.ndarray) and ids.ndim else list(ids)
+    raw = list(ids.tolist()) if isinstance(ids, np.ndarray) else list(ids)
     checked: list[RowId] = []
     for position, value in enumerate(raw):
         plain = int(value) if isinstance(value, np.integer) else value
@@ -107,7 +108,7 @@ def encode_payloads(payloads: Sequence[Payload | None] | None, rows: int) -> lis
     """Each payload with its type in the first byte. Raises InvalidInput or DimensionError."""
     if payloads is None:
         return None
-    if isinstance(payloads, str | bytes) or not isinstance(payloads, Iterable):
+    if isinstance(payloads, str | bytes | np.ndarray) or not isinstance(payloads, Iterable):
         raise InvalidInput(f"payloads: got {type(payloads).__name__}, expected a list of str, bytes or None")
     encoded: list[bytes | None] = []
     for position, payload in enumerate(payloads):

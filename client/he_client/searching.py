@@ -67,14 +67,17 @@ class Searcher:
             began = time.perf_counter()
             queries = [self._engine.query(vector) for vector in vectors[group]]
             sent = time.perf_counter()
-            answers = self._ask(manifest, segments, queries)
-            received = time.perf_counter()
-            for query, answer, vector, norm in zip(queries, answers, vectors[group], norms[group], strict=True):
-                inner = self._engine.recover(query, [s.engine for s in segments], answer)
-                query.close()
-                encoded_norm = self._engine.query_norm(vector) if self._space.needs_norms else 1.0
-                hits.append(self._rank(segments, inner, deleted, float(norm), float(norm) * encoded_norm, k))
-                sizes += (len(query.ciphertext), sum(len(a) for a in answer))
+            try:
+                answers = self._ask(manifest, segments, queries)
+                received = time.perf_counter()
+                for query, answer, vector, norm in zip(queries, answers, vectors[group], norms[group], strict=True):
+                    inner = self._engine.recover(query, [s.engine for s in segments], answer)
+                    square = self._engine.query_square(vector) if self._space.needs_squares else 1.0
+                    hits.append(self._rank(segments, inner, deleted, float(norm), square, k))
+                    sizes += (len(query.ciphertext), sum(len(a) for a in answer))
+            finally:
+                for query in queries:
+                    query.close()
             times += (sent - began, received - sent, time.perf_counter() - received)
             heads = (bytes(queries[0].ciphertext[:HEAD_BYTES]), bytes(answers[0][0][:HEAD_BYTES]))
         return hits, SearchReport(
@@ -118,13 +121,13 @@ class Searcher:
         inner: list[F64],
         deleted: list[list[int]],
         norm: float,
-        encoded_norm: float,
+        square: float,
         k: int,
     ) -> list[Hit]:
         """The best k live rows; equal scores in the order of insertion."""
         closeness = []
         for segment, products, gone in zip(segments, inner, deleted, strict=True):
-            scores = self._space.scores(products, segment.table.norms, norm, encoded_norm)
+            scores = self._space.scores(products, segment.table.squares, norm, square)
             near = -scores if self._space.smaller_is_closer else scores.copy()
             near[gone] = -np.inf
             closeness.append(near)

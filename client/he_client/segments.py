@@ -88,10 +88,10 @@ class SegmentStore:
     ) -> tuple[Segment, Contents]:
         """Encrypt one segment; nothing is sent."""
         encrypted = self._engine.setup(vectors, advance)
-        norms = self._space.norm_bound * self._engine.row_norms(vectors) if self._space.needs_norms else None
+        squares = self._engine.row_squares(vectors) if self._space.needs_squares else None
         salt, sealed = self._seal_payloads(payloads)
         lengths = np.array([len(s) for s in sealed], np.uint64)
-        table = RowTable(ids, norms, encrypted.seed, salt, lengths)
+        table = RowTable(ids, squares, encrypted.seed, salt, lengths)
         contents: Contents = {
             pb.PART_KIND_INDEX: encrypted.index,
             pb.PART_KIND_HINT: encrypted.hint,

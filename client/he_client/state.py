@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.progress import progress_bar
@@ -138,12 +138,22 @@ class State:
                     advance(self._store.needed_bytes(entry))
             for segment_id in {**self._open, **entries}:
                 self._place(segment_id, known[segment_id], entries.get(segment_id))
+            if len(self._positions) != manifest.count:
+                self._place_again(known.values())
+                raise TamperedDataError("manifest: an id is live in two rows")
             for segment_id in self._open.keys() - entries.keys():
                 self._store.forget(known[segment_id])
             self._open = {segment_id: known[segment_id] for segment_id in entries}
             self.current = (manifest, tuple(self._open.values()))
-            if len(self._positions) != manifest.count:
-                raise TamperedDataError("manifest: an id is live in two rows")
+
+    def _place_again(self, touched: Iterable[Segment]) -> None:
+        """Positions as the current manifest has them, after one that was refused."""
+        self._positions.clear()
+        for segment in touched:
+            segment.deleted = None
+        for entry in self.manifest.message.segments:
+            if entry.segment_id in self._open:
+                self._place(entry.segment_id, self._open[entry.segment_id], entry)
 
     def _place(self, segment_id: bytes, segment: Segment, entry: pb.SegmentEntry | None) -> None:
         """Bring the positions of one segment's ids up to date: none live where `entry` is None."""

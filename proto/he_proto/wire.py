@@ -79,9 +79,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 def check_name(name: str) -> str:
     """The collection name itself. Raises InvalidInput unless it is 1 to 128 of [A-Za-z0-9._-], first a letter
     or digit."""
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInput(
-            f"collection: got {name[:160]!r}, expected 1 to 128 of [A-Za-z0-9._-], first a letter or digit"
+            f"collection: got {str(name)[:160]!r}, expected 1 to 128 of [A-Za-z0-9._-], first a letter or digit"
         )
     return name
 
@@ -138,8 +138,8 @@ class TensealParameters:
     dim: int  #: vector dimension, 1 to 16384
 
     def __post_init__(self) -> None:
-        if not 1 <= self.dim <= MAX_DIM:
-            raise errors.ParameterError(f"dim: got {self.dim}, expected 1 to {MAX_DIM}")
+        if type(self.dim) is not int or not 1 <= self.dim <= MAX_DIM:
+            raise errors.ParameterError(f"dim: got {self.dim!r}, expected an integer from 1 to {MAX_DIM}")
 
     @property
     def stride(self) -> int:

@@ -302,12 +302,12 @@ class SegmentEntry(_message.Message):
     def __init__(self, segment_id: _Optional[bytes] = ..., blocks: _Optional[int] = ..., rows: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., deleted_rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RowTable(_message.Message):
-    __slots__ = ("rows", "is_text", "numbers", "texts", "norms", "seed", "payload_salt", "payload_lengths")
+    __slots__ = ("rows", "is_text", "numbers", "texts", "squares", "seed", "payload_salt", "payload_lengths")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     IS_TEXT_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
-    NORMS_FIELD_NUMBER: _ClassVar[int]
+    SQUARES_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_SALT_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_LENGTHS_FIELD_NUMBER: _ClassVar[int]
@@ -315,8 +315,8 @@ class RowTable(_message.Message):
     is_text: bytes
     numbers: _containers.RepeatedScalarFieldContainer[int]
     texts: _containers.RepeatedScalarFieldContainer[str]
-    norms: bytes
+    squares: bytes
     seed: bytes
     payload_salt: bytes
     payload_lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, rows: _Optional[int] = ..., is_text: _Optional[bytes] = ..., numbers: _Optional[_Iterable[int]] = ..., texts: _Optional[_Iterable[str]] = ..., norms: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., payload_salt: _Optional[bytes] = ..., payload_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, rows: _Optional[int] = ..., is_text: _Optional[bytes] = ..., numbers: _Optional[_Iterable[int]] = ..., texts: _Optional[_Iterable[str]] = ..., squares: _Optional[bytes] = ..., seed: _Optional[bytes] = ..., payload_salt: _Optional[bytes] = ..., payload_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
