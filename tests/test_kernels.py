@@ -176,6 +176,48 @@ def test_any_number_of_blocks(target: str, blocks: int) -> None:
     np.testing.assert_array_equal(got, want)
 
 
+#: (primes, log N, stride, planes): every stride class, planes that fill no carry, and runs of more than one unit
+#: (64 lines), the last of them short.
+SHARED = [(1, 4, 1, 33), (2, 5, 2, 5), (1, 6, 4, 33), (2, 7, 8, 3), (1, 8, 16, 7), (2, 9, 32, 33), (1, 5, 1, 131)]
+
+
+@lru_cache(maxsize=1)
+def expected_answers(case: tuple[int, int, int, int], fill: str) -> tuple[Inputs, U32]:
+    primes, log_n, stride, planes = case
+    x = Inputs(ring(primes, log_n), stride, planes, fill, blocks=7 if log_n < 7 else 3, queries=5)
+    out = np.zeros((5, x.blocks.shape[0], primes, x.ring.degree // stride), np.uint32)
+    kernels(x, "naive")[1].answer(x.blocks, x.queries, out)
+    return x, out
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_queries_that_share_a_pass(case: tuple[int, int, int, int], fill: str) -> None:
+    x, want = expected_answers(case, fill)
+    for target in TARGETS:
+        answer = kernels(x, target)[1]
+        for queries in 1, 2, 3, 5, 8, 33:
+            which = np.arange(queries) % 5
+            for blocks in {1, 2, x.blocks.shape[0]}:
+                got = np.full((queries, blocks, *want.shape[2:]), 7, np.uint32)
+                answer.answer(x.blocks[:blocks], x.queries[which], got)
+                np.testing.assert_array_equal(got, want[which, :blocks], err_msg=f"{target} {queries} {blocks}")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("primes", "stride", "planes", "queries"), [(2, 32, 32, 67), (1, 16, 32, 9), (2, 4, 33, 6)])
+def test_sharing_a_pass_changes_nothing(primes: int, stride: int, planes: int, queries: int, target: str) -> None:
+    """More queries than are packed at a time, and rings of several spans."""
+    x = Inputs(ring(primes, 9 if queries > 64 else None), stride, planes, "random", blocks=6, queries=queries)
+    answer = kernels(x, target)[1]
+    shape = (queries, 6, primes, x.ring.degree // stride)
+    got, want = np.zeros(shape, np.uint32), np.zeros(shape, np.uint32)
+    answer.answer(x.blocks, x.queries, got)
+    for query in range(queries):
+        answer.answer(x.blocks, x.queries[query : query + 1], want[query : query + 1])
+    np.testing.assert_array_equal(got, want)
+
+
 # ---- full size --------------------------------------------------------------------------------------------------
 FULL = [(1, 16, 5), (1, 1, 2), (2, 32, 6), (2, 4, 3), (2, 256, 1)]
 
@@ -507,6 +549,6 @@ def test_the_answer_kernel_includes_no_secret_code() -> None:
         included = re.findall(r'#include "(\w+\.hpp)"', (folder / name).read_text())
         left += [header for header in included if header not in seen]
     assert seen == {
-        "answer_kernel.cpp", "answer_module.cpp", "answer_kernel.hpp", "binding.hpp", "dot.hpp", "modular.hpp",
-        "simd.hpp",
+        "answer_kernel.cpp", "answer_module.cpp", "answer_kernel.hpp", "batch.hpp", "binding.hpp", "dot.hpp",
+        "modular.hpp", "simd.hpp",
     }  # fmt: skip

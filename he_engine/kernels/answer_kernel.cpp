@@ -1,14 +1,22 @@
 // The server's arithmetic, compiled once for each instruction set. No secret reaches it.
 #include "answer_kernel.hpp"
 
+#include <new>
+
+#include "batch.hpp"
 #include "dot.hpp"
 
 namespace he {
 namespace {
 
+static_assert(sizeof(BatchScratch) <= sizeof(AnswerScratch) && alignof(BatchScratch) <= alignof(AnswerScratch));
+
 void answer(const Layout& layout, const uint32_t* blocks, size_t block_count, const uint32_t* queries,
-            size_t query_count, uint32_t* out) {
-  dot(layout, layout.stride, blocks, block_count, queries, query_count, out);
+            size_t query_count, uint32_t* out, AnswerScratch* scratch) {
+  if (query_count == 1)
+    dot(layout, layout.stride, blocks, block_count, queries, out);
+  else
+    Batch<Vector>(layout, blocks, block_count, queries, query_count, out, *new (scratch) BatchScratch).answer();
 }
 
 // The first index of a word >= q, or `length`. A chunk is tested as a whole, and searched only if it fails.

@@ -1,4 +1,6 @@
 // _answer: all that a server needs. It multiplies and adds residues, and holds no key of any kind.
+#include <memory>
+
 #include "answer_kernel.hpp"
 #include "binding.hpp"
 
@@ -38,7 +40,8 @@ class AnswerKernel {
     const Array<uint32_t> t(out, "out",
                             {c.shape(0), b.shape(0), layout_.primes, layout_.degree / layout_.stride});
     const nb::gil_scoped_release unlocked;
-    target_.ops->answer(layout_, b.data(), b.shape(0), c.data(), c.shape(0), t.data());
+    const std::unique_ptr<AnswerScratch> scratch(c.shape(0) == 1 ? nullptr : new AnswerScratch);
+    target_.ops->answer(layout_, b.data(), b.shape(0), c.data(), c.shape(0), t.data(), scratch.get());
   }
 
   ptrdiff_t first_noncanonical(nb::handle words) const {

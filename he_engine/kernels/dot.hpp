@@ -1,4 +1,4 @@
-// The multiply-accumulate over stacks: for every block and query, fold(sum_i b_i * c_i) mod q_p.
+// The multiply-accumulate over stacks, for one query: for every block, fold(sum_i b_i * c_i) mod q_p.
 //
 // A stack is [prime][tile][plane][16 coefficients], so one tile of a block is I consecutive cache lines, and
 // the g/16 tiles that share a score position (g >= 16) are consecutive too: a *run* of lines with one
@@ -25,12 +25,10 @@ constexpr int kGroup = 4;  // blocks that share each load of the query
 #else
 constexpr int kGroup = 2;
 #endif
-// Measured (Zen 5, one core, 200 MB of blocks) against a plain sum over the same memory, with 16 lanes: four
-// streams fetched 3 KiB ahead run at 0.87 of it, 1 KiB ahead at 0.75, and at 0.65 if left to the hardware. With
-// 8 lanes four streams reach 1.0, and two 0.85. So the pass that waits for memory uses `Narrow`; the later
-// queries of a batch find the blocks in the cache, where 16 lanes are 1.4 times as fast.
+// Measured (Zen 5, one core, 200 MB of blocks) against a plain sum over the same memory: with vectors of 8
+// lanes, four streams fetched 3 KiB ahead run at 1.0 of it, and two at 0.85; with 16 lanes four run at 0.87, 1
+// KiB ahead at 0.75, and at 0.65 if left to the hardware. So this pass uses `Narrow`.
 constexpr size_t kPrefetch = 768;  // words
-constexpr size_t kShare = 8;       // blocks that stay in the first-level cache while several queries pass
 
 // Sums of 64-bit products of one tile: the value of a slot is high * 2^32 + acc.
 template <class V>
@@ -97,21 +95,17 @@ HE_INLINE void multiply_line(TileSum<V> (&sums)[G], const uint32_t* const (&bloc
   }
 }
 
-// One run of `lines` lines, G blocks, one query. out[b] receives the scores of block b. What is not in the
-// first-level cache, and so fetched ahead, are the blocks for the first query, and the query for the others.
-template <class V, int G, bool kFirst>
-inline void dot_run(const uint32_t* const (&blocks)[G], const uint32_t* query, size_t lines, size_t stride,
-                    const Modulus& m, uint32_t* const (&out)[G]) {
+// One run of `lines` lines, G blocks. out[b] receives the scores of block b. Inlined, GCC runs out of
+// registers.
+template <class V, int G>
+[[gnu::noinline]] void dot_run(const uint32_t* const (&blocks)[G], const uint32_t* query, size_t lines,
+                               size_t stride, const Modulus& m, uint32_t* const (&out)[G]) {
   TileSum<V> sums[G];
   for (int b = 0; b < G; ++b) sums[b].clear();
   size_t line = 0;
   for (; line + 4 <= lines; line += 4) {
     for (size_t next = 0; next < 4; ++next) {
-      const size_t ahead = (line + next) * kTile + kPrefetch;
-      if constexpr (kFirst)
-        for (int b = 0; b < G; ++b) prefetch(blocks[b], ahead);
-      else
-        prefetch(query, ahead);
+      for (int b = 0; b < G; ++b) prefetch(blocks[b], (line + next) * kTile + kPrefetch);
       multiply_line(sums, blocks, query, (line + next) * kTile);
     }
     for (int b = 0; b < G; ++b) sums[b].carry();
@@ -126,44 +120,32 @@ inline void dot_run(const uint32_t* const (&blocks)[G], const uint32_t* query, s
   }
 }
 
-// blocks (K, stack) x queries (Q, stack) -> out (Q, K, P, N/stride).
+// blocks (K, stack) x query (stack) -> out (K, P, N/stride).
 inline void dot(const Layout& layout, size_t stride, const uint32_t* blocks, size_t block_count,
-                const uint32_t* queries, size_t query_count, uint32_t* out) {
+                const uint32_t* query, uint32_t* out) {
   const size_t tiles = stride > kTile ? stride / kTile : 1;  // tiles in a run
   const size_t width = stride < kTile ? kTile / stride : 1;  // scores in a run
   const size_t lines = tiles * layout.planes;
   const size_t rows = layout.degree / stride, runs = rows / width;
   const size_t block_words = layout.primes * layout.degree * layout.planes;
   const size_t score_words = layout.primes * rows;
-  const size_t share = query_count > 1 ? kShare : kGroup;
 
-  for (size_t start = 0; start < block_count; start += share) {
-    const size_t stop = start + share < block_count ? start + share : block_count;
-    for (size_t p = 0; p < layout.primes; ++p) {
-      for (size_t run = 0; run < runs; ++run) {
-        const size_t offset = (p * runs + run) * lines * kTile;
-        const size_t score = p * rows + run * width;
-        for (size_t a = 0; a < query_count; ++a) {
-          const uint32_t* query = queries + a * block_words + offset;
-          uint32_t* scores = out + a * block_count * score_words + score;
-          const auto group = [&](auto size, size_t k) {
-            constexpr int G = decltype(size)::value;
-            const uint32_t* inputs[G];
-            uint32_t* outputs[G];
-            for (int b = 0; b < G; ++b) {
-              inputs[b] = blocks + (k + b) * block_words + offset;
-              outputs[b] = scores + (k + b) * score_words;
-            }
-            const auto compute = a == 0 ? dot_run<Narrow, G, true> : dot_run<Vector, G, false>;
-            compute(inputs, query, lines, stride, layout.moduli[p], outputs);
-          };
-          size_t k = start;
-          for (; k + kGroup <= stop; k += kGroup) group(std::integral_constant<int, kGroup>{}, k);
-          for (; k < stop; ++k) group(std::integral_constant<int, 1>{}, k);
-        }
+  const auto group = [&](auto size, size_t k) {
+    constexpr int G = decltype(size)::value;
+    for (size_t run = 0; run < layout.primes * runs; ++run) {
+      const size_t offset = run * lines * kTile;
+      const uint32_t* inputs[G];
+      uint32_t* outputs[G];
+      for (int b = 0; b < G; ++b) {
+        inputs[b] = blocks + (k + b) * block_words + offset;
+        outputs[b] = out + (k + b) * score_words + run * width;
       }
+      dot_run<Narrow, G>(inputs, query + offset, lines, stride, layout.moduli[run / runs], outputs);
     }
-  }
+  };
+  size_t k = 0;
+  for (; k + kGroup <= block_count; k += kGroup) group(std::integral_constant<int, kGroup>{}, k);
+  for (; k < block_count; ++k) group(std::integral_constant<int, 1>{}, k);
 }
 
 }  // namespace

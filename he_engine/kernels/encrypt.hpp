@@ -86,7 +86,7 @@ inline void encrypt_block(const Ring& ring, const Encryption& arrays, size_t k, 
                  block + plane);
     }
   }
-  dot(l, 1, block, 1, arrays.query_public, 1, arrays.hint + k * l.primes * n);
+  dot(l, 1, block, 1, arrays.query_public, arrays.hint + k * l.primes * n);
 
   for (size_t p = 0; p < l.primes; ++p) {
     for (size_t j = 0; j < n; j += kTile) {
@@ -133,7 +133,7 @@ inline void encrypt_query(const Ring& ring, const QueryEncryption& arrays, uint3
                  arrays.ciphertext + plane);
     }
   }
-  dot(l, 1, arrays.index_public, 1, inner, 1, arrays.mask);
+  dot(l, 1, arrays.index_public, 1, inner, arrays.mask);
 }
 
 }  // namespace

@@ -4,6 +4,10 @@
 // 64 bits. A product of two vectors is `Wide`: two vectors of 64-bit words. Which lanes go to `first` and which
 // to `second` differs between instruction sets (even and odd on x86, low and high half on NEON); `slot` says.
 //
+// mul_add_pairs is the cheapest sum of signed products: it adds two of them, of words `apart` words apart, to
+// each 64-bit word. low_words takes the low halves of 64-bit words from its first argument, the high ones from
+// the other.
+//
 // HE_TARGET_{AVX512,AVX2,NEON,PORTABLE} selects what `Vector` is; `Narrow` is never longer than 8 lanes.
 #pragma once
 
@@ -37,6 +41,7 @@ HE_INLINE void prefetch(const uint32_t* words, size_t offset) {
 #if defined(HE_TARGET_AVX512) || defined(HE_TARGET_AVX2)
 struct U32x8 {
   static constexpr int lanes = 8;
+  static constexpr int apart = 1;
   __m256i raw;
 
   static constexpr int slot(int half, int word) { return 2 * word + half; }
@@ -59,6 +64,7 @@ HE_INLINE U32x8 add64(U32x8 a, U32x8 b) { return {_mm256_add_epi64(a.raw, b.raw)
 HE_INLINE U32x8 high64(U32x8 a) { return {_mm256_srli_epi64(a.raw, 32)}; }
 HE_INLINE U32x8 low64(U32x8 a) { return {_mm256_and_si256(a.raw, _mm256_set1_epi64x(0xffffffff))}; }
 HE_INLINE U32x8 odd(U32x8 a) { return high64(a); }
+HE_INLINE U32x8 mul_even(U32x8 a, U32x8 b) { return {_mm256_mul_epu32(a.raw, b.raw)}; }
 HE_INLINE Wide<U32x8> mul(U32x8 a, U32x8 b, U32x8 odd_b) {
   return {{_mm256_mul_epu32(a.raw, b.raw)}, {_mm256_mul_epu32(odd(a).raw, odd_b.raw)}};
 }
@@ -66,6 +72,10 @@ HE_INLINE Wide<U32x8> mul_add(Wide<U32x8> sum, U32x8 a, U32x8 b, U32x8 odd_b) {
   const Wide<U32x8> product = mul(a, b, odd_b);
   return {add64(sum.first, product.first), add64(sum.second, product.second)};
 }
+HE_INLINE U32x8 mul_add_pairs(U32x8 sum, U32x8 a, U32x8 odd_a, U32x8 b, U32x8 odd_b) {
+  return add64(add64(sum, {_mm256_mul_epi32(a.raw, b.raw)}), {_mm256_mul_epi32(odd_a.raw, odd_b.raw)});
+}
+HE_INLINE U32x8 low_words(U32x8 a, U32x8 b) { return {_mm256_blend_epi32(a.raw, b.raw, 0xaa)}; }
 HE_INLINE U32x8 high_words(Wide<U32x8> a) {
   return {_mm256_blend_epi32(_mm256_shuffle_epi32(a.first.raw, 0xf5), a.second.raw, 0xaa)};
 }
@@ -112,6 +122,7 @@ HE_INLINE void swap_blocks(U32x8& a, U32x8& b) {
 #if defined(HE_TARGET_AVX512)
 struct U32x16 {
   static constexpr int lanes = 16;
+  static constexpr int apart = 1;
   __m512i raw;
 
   static constexpr int slot(int half, int word) { return 2 * word + half; }
@@ -134,6 +145,7 @@ HE_INLINE U32x16 add64(U32x16 a, U32x16 b) { return {_mm512_add_epi64(a.raw, b.r
 HE_INLINE U32x16 high64(U32x16 a) { return {_mm512_srli_epi64(a.raw, 32)}; }
 HE_INLINE U32x16 low64(U32x16 a) { return {_mm512_and_si512(a.raw, _mm512_set1_epi64(0xffffffff))}; }
 HE_INLINE U32x16 odd(U32x16 a) { return high64(a); }
+HE_INLINE U32x16 mul_even(U32x16 a, U32x16 b) { return {_mm512_mul_epu32(a.raw, b.raw)}; }
 HE_INLINE Wide<U32x16> mul(U32x16 a, U32x16 b, U32x16 odd_b) {
   return {{_mm512_mul_epu32(a.raw, b.raw)}, {_mm512_mul_epu32(odd(a).raw, odd_b.raw)}};
 }
@@ -141,6 +153,10 @@ HE_INLINE Wide<U32x16> mul_add(Wide<U32x16> sum, U32x16 a, U32x16 b, U32x16 odd_
   const Wide<U32x16> product = mul(a, b, odd_b);
   return {add64(sum.first, product.first), add64(sum.second, product.second)};
 }
+HE_INLINE U32x16 mul_add_pairs(U32x16 sum, U32x16 a, U32x16 odd_a, U32x16 b, U32x16 odd_b) {
+  return add64(add64(sum, {_mm512_mul_epi32(a.raw, b.raw)}), {_mm512_mul_epi32(odd_a.raw, odd_b.raw)});
+}
+HE_INLINE U32x16 low_words(U32x16 a, U32x16 b) { return {_mm512_mask_blend_epi32(0xaaaa, a.raw, b.raw)}; }
 HE_INLINE U32x16 high_words(Wide<U32x16> a) {
   return {_mm512_mask_shuffle_epi32(a.second.raw, 0x5555, a.first.raw, static_cast<_MM_PERM_ENUM>(0xf5))};
 }
@@ -188,6 +204,7 @@ HE_INLINE void swap_blocks(U32x16& a, U32x16& b) {
 #if defined(HE_TARGET_NEON)
 struct U32x4 {
   static constexpr int lanes = 4;
+  static constexpr int apart = 2;
   uint32x4_t raw;
 
   static constexpr int slot(int half, int word) { return 2 * half + word; }
@@ -216,6 +233,9 @@ HE_INLINE U32x4 add64(U32x4 a, U32x4 b) { return from64(vaddq_u64(a.as64(), b.as
 HE_INLINE U32x4 high64(U32x4 a) { return from64(vshrq_n_u64(a.as64(), 32)); }
 HE_INLINE U32x4 low64(U32x4 a) { return from64(vandq_u64(a.as64(), vdupq_n_u64(0xffffffff))); }
 HE_INLINE U32x4 odd(U32x4 a) { return a; }  // the high half is multiplied in place
+HE_INLINE U32x4 mul_even(U32x4 a, U32x4 b) {
+  return from64(vmull_u32(vmovn_u64(a.as64()), vmovn_u64(b.as64())));
+}
 HE_INLINE Wide<U32x4> mul(U32x4 a, U32x4 b, U32x4) {
   return {from64(vmull_u32(vget_low_u32(a.raw), vget_low_u32(b.raw))), from64(vmull_high_u32(a.raw, b.raw))};
 }
@@ -223,6 +243,12 @@ HE_INLINE Wide<U32x4> mul_add(Wide<U32x4> sum, U32x4 a, U32x4 b, U32x4) {
   return {from64(vmlal_u32(sum.first.as64(), vget_low_u32(a.raw), vget_low_u32(b.raw))),
           from64(vmlal_high_u32(sum.second.as64(), a.raw, b.raw))};
 }
+HE_INLINE U32x4 mul_add_pairs(U32x4 sum, U32x4 a, U32x4, U32x4 b, U32x4) {
+  const int32x4_t x = vreinterpretq_s32_u32(a.raw), y = vreinterpretq_s32_u32(b.raw);
+  const int64x2_t low = vmlal_s32(vreinterpretq_s64_u32(sum.raw), vget_low_s32(x), vget_low_s32(y));
+  return {vreinterpretq_u32_s64(vmlal_high_s32(low, x, y))};
+}
+HE_INLINE U32x4 low_words(U32x4 a, U32x4 b) { return {vtrn2q_u32(vrev64q_u32(a.raw), b.raw)}; }
 HE_INLINE U32x4 high_words(Wide<U32x4> a) { return {vuzp2q_u32(a.first.raw, a.second.raw)}; }
 HE_INLINE uint64_t sum64(U32x4 a) { return vaddvq_u64(a.as64()); }
 HE_INLINE U32x4 popcount64(U32x4 a) {
@@ -254,6 +280,7 @@ HE_INLINE void swap_blocks(U32x4& a, U32x4& b) {
 #if defined(HE_TARGET_PORTABLE)
 struct U32x4 {
   static constexpr int lanes = 4;
+  static constexpr int apart = 1;
   using Words = uint32_t __attribute__((vector_size(16)));
   using Longs = uint64_t __attribute__((vector_size(16)));
   Words raw;
@@ -296,6 +323,14 @@ HE_INLINE Wide<U32x4> mul_add(Wide<U32x4> sum, U32x4 a, U32x4 b, U32x4 odd_b) {
   const Wide<U32x4> product = mul(a, b, odd_b);
   return {add64(sum.first, product.first), add64(sum.second, product.second)};
 }
+HE_INLINE U32x4 mul_add_pairs(U32x4 sum, U32x4 a, U32x4, U32x4 b, U32x4) {
+  const auto product = [&](int lane) {
+    return static_cast<uint64_t>(static_cast<int64_t>(static_cast<int32_t>(a.raw[lane])) *
+                                 static_cast<int32_t>(b.raw[lane]));
+  };
+  return U32x4::from64(sum.as64() + U32x4::Longs{product(0) + product(1), product(2) + product(3)});
+}
+HE_INLINE U32x4 low_words(U32x4 a, U32x4 b) { return {U32x4::Words{a.raw[0], b.raw[1], a.raw[2], b.raw[3]}}; }
 HE_INLINE U32x4 high_words(Wide<U32x4> a) {
   return {U32x4::Words{a.first.raw[1], a.second.raw[1], a.first.raw[3], a.second.raw[3]}};
 }
