@@ -23,8 +23,8 @@ from he_server.segment_file import StoredSegment
 
 UNIT_INDEX_BYTES = 32 << 20  #: of index in one unit: 2 ms of one core for one query
 UNIT_ANSWER_BYTES = 8 << 20
-_MIN_INDEX_BYTES = 1 << 20  #: under this, handing out a unit costs more than computing it
-_FREE_QUERIES = 16  #: that a unit of full size may have: 15 ms of one core
+_MIN_INDEX_BYTES = 4 << 20  #: under this, handing out a unit costs more than computing it
+_FREE_QUERIES = 32  #: that a unit of full size may have: about 10 ms of one core
 _POLL_S = 0.1  #: between looks for cancellation while units run
 
 
