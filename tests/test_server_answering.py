@@ -140,7 +140,7 @@ def test_at_most_threads_plus_one_units_wait() -> None:
             taken.release()
             return [b"x"]
 
-    engine: ServerEngine = Engine(1 << 20, 1)  # type: ignore[assignment]
+    engine: ServerEngine = Engine(4 << 20, 1)  # type: ignore[assignment]
     with ThreadPoolExecutor(2) as pool:
         pieces = answering.answer(
             engine, [_segment(50)], b"", 1, pool=pool, threads=2, active=lambda: True, damaged=lambda _: None
