@@ -13,13 +13,13 @@ JSON keys (stable): `profile`, `rows`, `dim`, `queries`, `scores_compared`, `int
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import print_json
 from benchmarks.subjects import Subject
 from he_client.demo.catalogue import load_catalogue
 from he_client.demo.encoders import load_encoder
@@ -86,10 +86,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     figures = measure(arguments.profile, arguments.queries, arguments.threads)
-    text = json.dumps(figures, indent=1)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
-    print(text)
+    print_json(figures, arguments.json)
     return 0
 
 

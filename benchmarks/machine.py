@@ -1,7 +1,8 @@
-"""The machine that a figure was measured on."""
+"""The machine that a figure was measured on, and how figures are written down."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -40,3 +41,11 @@ def read_bandwidth_gb_s(megabytes: int = 512, repeats: int = 5) -> float:
         words.sum()
         best = max(best, words.nbytes / (time.perf_counter() - start) / 1e9)
     return best
+
+
+def print_json(figures: dict[str, Any], path: Path | None) -> None:
+    """Figures as JSON on stdout, and in a file where one is named."""
+    text = json.dumps(figures, indent=1)
+    if path:
+        path.write_text(text + "\n")
+    print(text)

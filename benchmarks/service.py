@@ -14,7 +14,6 @@ plaintext), `cold_server_s`, `cold_client_s`, `cold_client_bytes`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.faiss_server import METHOD, K
-from benchmarks.machine import describe
+from benchmarks.machine import describe, print_json
 from benchmarks.overhead import make_data
 from he_client import Client, Collection, CollectionKey
 
@@ -172,10 +171,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     figures = measure(arguments)
-    text = json.dumps(figures, indent=1)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
-    print(text)
+    print_json(figures, arguments.json)
     return 0
 
 
