@@ -59,7 +59,7 @@ class Subject:
 
         def unit(first: int) -> bytes:
             blocks = min(self._units, self.index.blocks - first)
-            return self.server.answer(self.index, first, blocks, query.ciphertext, 1)[0]
+            return self.server.answer(self.index, first, blocks, [query.ciphertext])[0]
 
         return b"".join(self._pool.map(unit, starts))
 

@@ -133,10 +133,10 @@ class ServerEngine(Protocol):
     def check_index(self, index: IndexFile) -> None:
         """Raises ResidueError unless every residue is canonical."""
 
-    def check_queries(self, queries: Buffer, count: int) -> None:
-        """`count` ciphertexts end to end. Raises ResidueError for a wrong length or residue."""
+    def check_queries(self, queries: Sequence[Buffer]) -> None:
+        """One ciphertext each. Raises ResidueError for a wrong length or residue."""
 
-    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Buffer, count: int) -> list[bytes]:
+    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Sequence[Buffer]) -> list[bytes]:
         """For each query, the answers of blocks [first_block, first_block + blocks), end to end.
 
         Runs without the GIL, or in another process. Takes milliseconds: callers split the work by blocks and

@@ -9,6 +9,8 @@ the kernel. What remains: a file cut short, or a disk that fails, within the mil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,18 +60,19 @@ class HintServer:
         for first in range(0, index.blocks, step):
             self._check(self._mapped(index)[first : first + step], f"index from block {first}")
 
-    def check_queries(self, queries: Buffer, count: int) -> None:
-        """Raises ResidueError for a length that is not that of `count` queries, or a residue ≥ q_j."""
-        self._check(self._stacks(queries, count), "queries")
+    def check_queries(self, queries: Sequence[Buffer]) -> None:
+        """Raises ResidueError for a length that is not a query's, or a residue ≥ q_j."""
+        for number, query in enumerate(queries):
+            self._check(self._stack(query)[None], f"query {number}")
 
-    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Buffer, count: int) -> list[bytes]:
+    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Sequence[Buffer]) -> list[bytes]:
         """For each query (blocks, P, B) uint32, little-endian. Queries and index have been checked before.
 
         Raises TamperedDataError if the file has become too short, OSError if it is gone or cannot be mapped.
         """
-        out = np.empty((count, blocks, self._primes, self._rows), np.uint32)
+        out = np.empty((len(queries), blocks, self._primes, self._rows), np.uint32)
         stacks = self._mapped(index)[first_block : first_block + blocks]
-        self._kernel.answer(stacks, self._stacks(queries, count), out)
+        self._kernel.answer(stacks, [self._stack(query) for query in queries], out)
         return [answers.tobytes() for answers in out]
 
     def forget(self, index: IndexFile) -> None:
@@ -79,10 +82,10 @@ class HintServer:
     def close(self) -> None:
         self._mappings.forget_all(self)
 
-    def _stacks(self, queries: Buffer, count: int) -> NDArray[np.uint32]:
-        if len(queries) != count * self.query_bytes:
-            raise ResidueError(f"queries: got {len(queries)} bytes, expected {count * self.query_bytes} for {count}")
-        return np.frombuffer(queries, "<u4").reshape(count, *self._block_shape)
+    def _stack(self, query: Buffer) -> NDArray[np.uint32]:
+        if len(query) != self.query_bytes:
+            raise ResidueError(f"query: got {len(query)} bytes, expected {self.query_bytes}")
+        return np.frombuffer(query, "<u4").reshape(self._block_shape)
 
     def _mapped(self, index: IndexFile) -> NDArray[np.uint32]:
         if index.length_bytes != index.blocks * self.index_bytes_per_block:

@@ -125,26 +125,28 @@ def ask(
 
 
 class QueryFiles:
-    """Queries as files in memory that workers read. The latest stays: blocks are asked for in several calls."""
+    """Queries as a file in memory that workers read. The latest stays: blocks are asked for in several calls."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._latest: tuple[Buffer, str, int] | None = None  # object, digest, descriptor
+        self._latest: tuple[list[Buffer], list[str], int] | None = None  # queries, digests, descriptor
 
     @contextlib.contextmanager
-    def open(self, queries: Buffer) -> Iterator[tuple[str, int]]:
-        """(SHA-256, descriptor). Only the latest `bytes` object is known again without hashing."""
+    def open(self, queries: Sequence[Buffer]) -> Iterator[tuple[list[str], int]]:
+        """(SHA-256 of each, descriptor of all end to end). Of the latest, `bytes` objects are not hashed again."""
         with self._lock:
             latest = self._latest
-            if latest is None or latest[0] is not queries or not isinstance(queries, bytes):
-                digest = hashlib.sha256(queries).hexdigest()
-                if latest is None or latest[1] != digest:
-                    self._drop()
-                    self._latest = latest = queries, digest, _written(queries)
-            _, digest, kept = latest
-            descriptor = os.dup(kept)
+            known = {id(query): digest for query, digest in zip(*latest[:2], strict=True)} if latest else {}
+            digests = [
+                (known.get(id(query)) if isinstance(query, bytes) else None) or hashlib.sha256(query).hexdigest()
+                for query in queries
+            ]
+            if latest is None or latest[1] != digests:
+                self._drop()
+                self._latest = latest = list(queries), digests, _written(queries)
+            descriptor = os.dup(latest[2])
         try:
-            yield digest, descriptor
+            yield digests, descriptor
         finally:
             os.close(descriptor)
 
@@ -158,14 +160,15 @@ class QueryFiles:
             self._drop()
 
 
-def _written(content: Buffer) -> int:
-    """The descriptor of a new nameless file that holds `content`."""
+def _written(contents: Sequence[Buffer]) -> int:
+    """The descriptor of a new nameless file that holds `contents`, end to end."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("queries")
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    view = memoryview(content).cast("B")
-    while view:
-        view = view[os.write(descriptor, view) :]
+    for content in contents:
+        view = memoryview(content).cast("B")
+        while view:
+            view = view[os.write(descriptor, view) :]
     return descriptor

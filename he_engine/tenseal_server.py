@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -79,39 +79,40 @@ class TensealServer:
                 piece = os.pread(descriptor, count * CIPHERTEXT_BYTES, offset)
                 check_ciphertexts(piece, count, f"index, from ciphertext {first}")
 
-    def check_queries(self, queries: Buffer, count: int) -> None:
-        """Raises ResidueError for a wrong length or residue, InvalidInput for a wrong count."""
-        self._check_length(queries, count)
-        check_ciphertexts(queries, count * self._dim, "queries")
+    def check_queries(self, queries: Sequence[Buffer]) -> None:
+        """Raises ResidueError for a wrong length or residue, InvalidInput for a wrong number of queries."""
+        self._check_lengths(queries)
+        for number, query in enumerate(queries):
+            check_ciphertexts(query, self._dim, f"query {number}")
 
-    def _check_length(self, queries: Buffer, count: int) -> None:
-        if not 1 <= count <= MAX_QUERIES:
-            raise InvalidInput(f"queries: got {count}, expected 1 to {MAX_QUERIES}")
-        got, expected = memoryview(queries).nbytes, count * self.query_bytes
-        if got != expected:
-            raise ResidueError(f"queries: got {got} bytes, expected {expected}")
+    def _check_lengths(self, queries: Sequence[Buffer]) -> None:
+        if not 1 <= len(queries) <= MAX_QUERIES:
+            raise InvalidInput(f"queries: got {len(queries)}, expected 1 to {MAX_QUERIES}")
+        for number, query in enumerate(queries):
+            if (got := memoryview(query).nbytes) != self.query_bytes:
+                raise ResidueError(f"query {number}: got {got} bytes, expected {self.query_bytes}")
 
     # ---- answers -------------------------------------------------------------------------------------------
-    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Buffer, count: int) -> list[bytes]:
+    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Sequence[Buffer]) -> list[bytes]:
         """For each query, the answers of blocks [first_block, first_block + blocks), end to end.
 
-        The calling thread waits without the interpreter lock. Queries are copied and parsed once for all ranges of
-        blocks that follow one another; where they are the same `bytes` object, hashed once, too.
+        The calling thread waits without the interpreter lock. Workers keep queries parsed, so for all ranges of
+        blocks that follow one another that happens once; where they are the same `bytes` objects, hashed once, too.
 
-        Raises InvalidInput (a range outside the segment, the count), ResidueError, NotFound (the file is gone),
+        Raises InvalidInput (a range outside the segment, the number), ResidueError, NotFound (the file is gone),
         Unavailable (a worker died, or the engine is closed).
         """
-        self._check_length(queries, count)
+        self._check_lengths(queries)
         if first_block < 0 or blocks < 1 or first_block + blocks > index.blocks:
             raise InvalidInput(f"blocks: got {first_block} + {blocks}, expected a range within {index.blocks}")
         numbers = np.arange(first_block, first_block + blocks)
         owners = (zlib.crc32(_prefix(index).encode()) + numbers) % len(self._workers)
         busy = sorted(set(owners.tolist()))
-        with _opened(index) as index_file, self._queries.open(queries) as (name, query_file):
+        with _opened(index) as index_file, self._queries.open(queries) as (names, query_file):
             status = os.fstat(index_file)
             prefix = f"{_prefix(index)}{status.st_ino}.{status.st_mtime_ns}|"
             step = self.index_bytes_per_block
-            asked = [(f"query|{name}|{q}", q * self.query_bytes) for q in range(count)]
+            asked = [(f"query|{name}", q * self.query_bytes) for q, name in enumerate(names)]
             requests = [
                 {"blocks": [(f"{prefix}{k}", index.offset_bytes + k * step) for k in mine], "queries": asked}
                 for mine in (numbers[owners == worker].tolist() for worker in busy)
@@ -119,12 +120,12 @@ class TensealServer:
             replies = ask(
                 [self._workers[worker] for worker in busy],
                 requests,
-                [count * int((owners == worker).sum()) * ANSWER_BYTES for worker in busy],
+                [len(queries) * int((owners == worker).sum()) * ANSWER_BYTES for worker in busy],
                 (index_file, query_file),
             )
-        answers = np.empty((count, blocks, ANSWER_BYTES), np.uint8)
+        answers = np.empty((len(queries), blocks, ANSWER_BYTES), np.uint8)
         for worker, reply in zip(busy, replies, strict=True):
-            answers[:, owners == worker] = np.frombuffer(reply, np.uint8).reshape(count, -1, ANSWER_BYTES)
+            answers[:, owners == worker] = np.frombuffer(reply, np.uint8).reshape(len(queries), -1, ANSWER_BYTES)
         return [one.tobytes() for one in answers]
 
     def forget(self, index: IndexFile) -> None:

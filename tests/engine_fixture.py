@@ -35,8 +35,8 @@ class Both:
         return encrypted, self.client.load(encrypted), index
 
     def answer(self, query: HintQuery, index: IndexFile) -> bytes:
-        self.server.check_queries(query.ciphertext, 1)
-        return self.server.answer(index, 0, index.blocks, query.ciphertext, 1)[0]
+        self.server.check_queries([query.ciphertext])
+        return self.server.answer(index, 0, index.blocks, [query.ciphertext])[0]
 
     def scores(self, rows: NDArray[np.float64], vector: NDArray[np.float64]) -> NDArray[np.float64]:
         _, segment, index = self.setup(rows)

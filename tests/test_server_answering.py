@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,12 @@ class SlowEngine:
     def let(self, count: int) -> None:
         self._gate.release(count)
 
-    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Buffer, count: int) -> list[bytes]:
+    def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Sequence[Buffer]) -> list[bytes]:
         self._gate.acquire()
         self.units += 1
         if self.failing:
             raise self.failing
-        return self._engine.answer(index, first_block, blocks, queries, count)
+        return self._engine.answer(index, first_block, blocks, queries)
 
     def forget(self, index: IndexFile) -> None:
         self.forgotten.append(index.path)
@@ -105,17 +105,15 @@ def _segment(blocks: int) -> StoredSegment:
     index=st.integers(1, 1 << 30),
     answer=st.integers(1, 1 << 22),
     total=st.integers(0, 1 << 40),
-    queries=st.integers(1, 64),
     threads=st.integers(1, 256),
 )
-def test_a_unit_is_bounded(index: int, answer: int, total: int, queries: int, threads: int) -> None:
+def test_a_unit_is_bounded(index: int, answer: int, total: int, threads: int) -> None:
     engine: ServerEngine = Sizes(index, answer)  # type: ignore[assignment]
-    blocks = blocks_per_unit(engine, total, queries, threads)
+    blocks = blocks_per_unit(engine, total, threads)
     assert blocks >= 1
     if blocks > 1:
         assert blocks * index <= answering.UNIT_INDEX_BYTES
         assert blocks * answer <= wire.CHUNK_BYTES
-        assert blocks * answer * queries <= answering.UNIT_ANSWER_BYTES
 
 
 @given(st.lists(st.integers(1, 20), max_size=6), st.integers(1, 25))
@@ -129,30 +127,6 @@ def test_units_cover_every_block_once(sizes: list[int], size: int) -> None:
     assert list(found.values()) == [list(range(blocks)) for blocks in sizes]
 
 
-def test_at_most_threads_plus_one_units_wait() -> None:
-    """A reader that stops reading stops the computation."""
-    started: list[int] = []
-    taken = threading.Semaphore(0)
-
-    class Engine(Sizes):
-        def answer(self, _index: IndexFile, first: int, _blocks: int, _queries: Buffer, _count: int) -> list[bytes]:
-            started.append(first)
-            taken.release()
-            return [b"x"]
-
-    engine: ServerEngine = Engine(4 << 20, 1)  # type: ignore[assignment]
-    with ThreadPoolExecutor(2) as pool:
-        pieces = answering.answer(
-            engine, [_segment(50)], b"", 1, pool=pool, threads=2, active=lambda: True, damaged=lambda _: None
-        )
-        next(pieces)
-        for _ in range(3):
-            taken.acquire()
-        assert len(started) <= 4, "three at first, and one more for the piece that was taken"
-        assert len(list(pieces)) == 49
-    assert sorted(started) == list(range(50))
-
-
 # ---- cancellation and failures -------------------------------------------------------------------------------
 def _filled(client: FakeClient, blocks: int) -> None:
     segment = client.segment(blocks)
@@ -162,7 +136,7 @@ def _filled(client: FakeClient, blocks: int) -> None:
 
 @pytest.mark.usefixtures("one_block_units")
 def test_a_cancelled_call_stops(tmp_path: Path) -> None:
-    engine = SlowEngine()
+    engine = SlowEngine(open_for=1)
     with running(tmp_path, over_grpc=False, make_engine=lambda _: engine) as endpoint:
         client = FakeClient(endpoint).create()
         _filled(client, 20)
@@ -170,9 +144,10 @@ def test_a_cancelled_call_stops(tmp_path: Path) -> None:
         answers = endpoint.service.answer(iter(client.answer_requests(2, residues(client.rng, 1))), call)
         next(answers)
         call.active = False
+        engine.let(20)
         with pytest.raises(Unavailable, match="cancelled"):
             list(answers)
-        assert engine.units <= 1 + 3
+        assert engine.units <= 1 + 2
         segment = client.segment()
         client.write(segment)
         client.commit(2, [segment])
@@ -199,7 +174,7 @@ def test_a_client_that_leaves_stops_its_call(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(grpc.RpcError) as caught:
             list(answers)
         assert isinstance(wire.error_from_rpc(caught.value), Unavailable)
-    assert engine.units <= 1 + 3, "one was taken, three were under way, and no other was computed"
+    assert engine.units <= 1 + 2, "one was taken, two were under way, and no other was computed"
 
 
 @pytest.mark.usefixtures("one_block_units")
@@ -513,7 +488,8 @@ def test_tenseal_answers(tmp_path: Path, rng: np.random.Generator) -> None:
         pieces = endpoint.call("Answer", list(wire.answer_requests(ask, [queries])))
         path = next((tmp_path / "segments").rglob(header.segment_id.hex()))
         alone = TensealServer(2, 1)
-        expected = alone.answer(IndexFile(path, 4096, len(index), 3), 0, 3, queries, 2)
+        half = len(queries) // 2
+        expected = alone.answer(IndexFile(path, 4096, len(index), 3), 0, 3, [queries[:half], queries[half:]])
         alone.close()
     assert sum(piece.blocks for piece in pieces) == 2 * 3
     for piece in pieces:
@@ -537,8 +513,8 @@ def test_hint_server(index: Callable[[np.ndarray], IndexFile], rng: np.random.Ge
     words, queries = residues(rng, 3), residues(rng, 2)
     file = index(words)
     engine.check_index(file)
-    engine.check_queries(queries.tobytes(), 2)
-    answers = engine.answer(file, 1, 2, bytearray(queries.tobytes()), 2)
+    engine.check_queries([query.tobytes() for query in queries])
+    answers = engine.answer(file, 1, 2, [bytearray(queries[0].tobytes()), queries[1].tobytes()])
     expected = naive_answers(words[1:], queries)
     assert answers == [one.tobytes() for one in expected]
     assert [len(one) for one in answers] == [2 * engine.answer_bytes_per_block] * 2
@@ -568,8 +544,8 @@ def test_mapped_files_hold_no_descriptors_and_are_few(tmp_path: Path, rng: np.ra
     expected = naive_answers(words, queries)[0]
     for _ in range(2):
         for k, index in enumerate(indices):
-            assert engine.answer(index, 0, 1, queries.tobytes(), 1) == [expected[k].tobytes()]
-            engine.answer(indices[5], 0, 1, queries.tobytes(), 1)
+            assert engine.answer(index, 0, 1, [queries.tobytes()]) == [expected[k].tobytes()]
+            engine.answer(indices[5], 0, 1, [queries.tobytes()])
         assert _mapped(tmp_path) == 8 + 1
     assert np.shares_memory(engine._mapped(indices[5]), sixth), "used all the time"
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
@@ -594,4 +570,4 @@ def test_hint_server_refuses_wrong_lengths(index: Callable[[np.ndarray], IndexFi
         with pytest.raises(ResidueError, match=f"got {length} bytes, expected {BLOCK_BYTES}"):
             engine.check_index(IndexFile(file.path, 4096, length, 1))
         with pytest.raises(ResidueError, match=f"got {length} bytes, expected {BLOCK_BYTES}"):
-            engine.check_queries(bytes(length), 1)
+            engine.check_queries([bytes(length)])

@@ -129,16 +129,16 @@ def test_limit_of_query_bytes(tmp_path: Path) -> None:
 
 
 def test_queries_are_held_once() -> None:
-    """32 MiB as they come, and an eighth more at most to grow into."""
+    """Sixteen of 2 MiB as they come, and room for two more at most."""
     chunk, count = pb.AnswerRequest(chunk=bytes(wire.CHUNK_BYTES)), 32
     tracemalloc.start()
     try:
-        queries = Service._received(iter([chunk] * count), count * wire.CHUNK_BYTES)
+        queries = Service._received(iter([chunk] * count), 16, count * wire.CHUNK_BYTES)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(queries) == count * wire.CHUNK_BYTES
-    assert peak_bytes < 1.25 * len(queries)
+    assert [len(query) for query in queries] == [2 * wire.CHUNK_BYTES] * 16
+    assert peak_bytes < 18 * 2 * wire.CHUNK_BYTES
 
 
 def test_list(endpoint: Endpoint) -> None:

@@ -105,10 +105,11 @@ def test_scores(client: TensealClient, server: TensealServer, rng: np.random.Gen
     index = stored(tmp_path, encrypted)
     server.check_index(index)
     queries = [client.query(vector) for vector in vectors]
-    together = b"".join(query.ciphertext for query in queries)
-    assert len(together) == 3 * server.query_bytes
-    server.check_queries(together, 3)
-    answers = server.answer(index, 0, 3, together, 3)
+    ciphertexts = [query.ciphertext for query in queries]
+    assert [len(ciphertext) for ciphertext in ciphertexts] == [server.query_bytes] * 3
+    server.check_queries(ciphertexts)
+    answers = server.answer(index, 0, 3, ciphertexts)
+    assert server.answer(index, 0, 3, ciphertexts[::-1]) == answers[::-1], "workers know them by content"
     assert [len(answer) for answer in answers] == [3 * server.answer_bytes_per_block] * 3
     errors = []
     for query, vector, answer in zip(queries, vectors, answers, strict=True):
@@ -120,7 +121,7 @@ def test_scores(client: TensealClient, server: TensealServer, rng: np.random.Gen
     assert np.abs(errors).max() < 6.5 * sigma
     assert 0.9 < np.std(errors) / sigma < 1.1
     assert abs(np.mean(errors)) < 0.1 * sigma
-    one_by_one = [server.answer(index, k, 1, queries[1].ciphertext, 1)[0] for k in range(3)]
+    one_by_one = [server.answer(index, k, 1, [queries[1].ciphertext])[0] for k in range(3)]
     assert b"".join(one_by_one) == answers[1]
 
 
@@ -178,14 +179,14 @@ def test_replaced_file(client: TensealClient, server: TensealServer, tmp_path: P
         encrypted = client.setup(rows)
         (tmp_path / "index").unlink(missing_ok=True)
         index = stored(tmp_path, encrypted)
-        (answer,) = server.answer(index, 0, 1, bytearray(query.ciphertext), 1)
+        (answer,) = server.answer(index, 0, 1, [bytearray(query.ciphertext)])
         (scores,) = client.recover(query, [client.load(encrypted)], [answer])
         assert np.allclose(scores, rows @ first[0], atol=1e-5)
         server.forget(index)
     index.path.unlink()
     server.forget(index)
     with pytest.raises(NotFound):
-        server.answer(index, 0, 1, query.ciphertext, 1)
+        server.answer(index, 0, 1, [query.ciphertext])
     with pytest.raises(NotFound):
         server.check_index(index)
 
@@ -220,14 +221,14 @@ def spoiled(buffer: bytes | bytearray, residue: int, value: int) -> bytes:
 @pytest.mark.parametrize("value", [MODULUS, MODULUS + 1, 2**64 - 1])
 def test_residues_are_checked_before_seal(server: TensealServer, state: bytes, tmp_path: Path, value: int) -> None:
     ciphertexts = bytes(DIM * CIPHERTEXT_BYTES)
-    server.check_queries(ciphertexts, 1)
+    server.check_queries([ciphertexts])
     seed = spoiled(ciphertexts, CIPHERTEXT_BYTES // 8 - 1, value)  # the last word of a seed: not a residue
-    server.check_queries(seed, 1)
+    server.check_queries([seed])
     words = CIPHERTEXT_BYTES // 8
     for residue in (0, 3 * words + DEGREE - 1, (DIM - 1) * words):
         bad = spoiled(ciphertexts, residue, value)
         with pytest.raises(ResidueError, match="canonical"):
-            server.check_queries(bad, 1)
+            server.check_queries([bad])
         path = tmp_path / "bad"
         path.write_bytes(bad)
         with pytest.raises(ResidueError, match="canonical"):
@@ -246,13 +247,13 @@ def test_worker_checks_too(client: TensealClient, server: TensealServer, tmp_pat
     encrypted, query = client.setup(np.eye(DIM)), client.query(np.eye(DIM)[0])
     index = stored(tmp_path, encrypted)
     with pytest.raises(ResidueError, match="canonical"):
-        server.answer(index, 0, 1, spoiled(query.ciphertext, 0, MODULUS), 1)
+        server.answer(index, 0, 1, [spoiled(query.ciphertext, 0, MODULUS)])
     index.path.write_bytes(index.path.read_bytes()[:-1])
     with pytest.raises(ResidueError, match="index"):
-        server.answer(index, 0, 1, query.ciphertext, 1)
+        server.answer(index, 0, 1, [query.ciphertext])
     pids = [worker.pid for worker in server._workers]
     index = stored(tmp_path, encrypted)
-    assert len(server.answer(index, 0, 1, query.ciphertext, 1)[0]) == ANSWER_BYTES
+    assert len(server.answer(index, 0, 1, [query.ciphertext])[0]) == ANSWER_BYTES
     assert [worker.pid for worker in server._workers] == pids
 
 
@@ -265,9 +266,9 @@ def test_wrong_lengths(client: TensealClient, server: TensealServer, tmp_path: P
         return buffer[:change] if change < 0 else buffer + bytes(change)
 
     with pytest.raises(ResidueError, match=r"got .* expected"):
-        server.check_queries(altered(query.ciphertext), 1)
+        server.check_queries([altered(query.ciphertext)])
     with pytest.raises(ResidueError, match=r"got .* expected"):
-        server.answer(index, 0, 1, altered(query.ciphertext), 1)
+        server.answer(index, 0, 1, [altered(query.ciphertext)])
     with pytest.raises(ResidueError, match=r"got .* expected"):
         server.check_index(IndexFile(index.path, OFFSET, index.length_bytes + change, 1))
     if change < 0:
@@ -296,12 +297,12 @@ def test_ranges_and_counts(client: TensealClient, server: TensealServer, tmp_pat
     query = client.query(np.eye(DIM)[0]).ciphertext
     for first, blocks in ((-1, 1), (0, 0), (0, 2), (1, 1)):
         with pytest.raises(InvalidInput, match="blocks"):
-            server.answer(index, first, blocks, query, 1)
+            server.answer(index, first, blocks, [query])
     for count in (0, MAX_QUERIES + 1):
         with pytest.raises(InvalidInput, match="queries"):
-            server.answer(index, 0, 1, query * count, count)
+            server.answer(index, 0, 1, [query] * count)
         with pytest.raises(InvalidInput, match="queries"):
-            server.check_queries(query * count, count)
+            server.check_queries([query] * count)
 
 
 def test_bad_vectors(client: TensealClient) -> None:
@@ -425,7 +426,7 @@ def test_other_threads_run_while_an_answer_is_computed(
     try:
         before = ticks[0]
         for _ in range(5):
-            server.answer(index, 0, 1, query, 1)
+            server.answer(index, 0, 1, [query])
         assert ticks[0] - before > 100
     finally:
         stop.set()
@@ -438,11 +439,11 @@ def test_many_threads_ask(
     """Concurrent calls with different queries get their own answers."""
     index = stored(tmp_path, client.setup(unit_rows(rng, ROWS_PER_BLOCK + 5, DIM)))
     queries = [client.query(v).ciphertext for v in unit_rows(rng, 6, DIM)]
-    expected = [server.answer(index, 0, 2, query, 1)[0] for query in queries]
+    expected = [server.answer(index, 0, 2, [query])[0] for query in queries]
     results: dict[int, bytes] = {}
 
     def work(number: int) -> None:
-        results[number] = server.answer(index, 0, 2, bytearray(queries[number]), 1)[0]
+        results[number] = server.answer(index, 0, 2, [bytearray(queries[number])])[0]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(queries))]
     for thread in threads:
@@ -456,13 +457,13 @@ def test_a_dead_worker_is_replaced(client: TensealClient, tmp_path: Path) -> Non
     server = TensealServer(DIM)
     index = stored(tmp_path, client.setup(np.eye(DIM)))
     query = client.query(np.eye(DIM)[0]).ciphertext
-    expected = server.answer(index, 0, 1, query, 1)
+    expected = server.answer(index, 0, 1, [query])
     first = server._workers[0].pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
     with pytest.raises(Unavailable, match="died"):
-        server.answer(index, 0, 1, query, 1)
-    assert server.answer(index, 0, 1, query, 1) == expected
+        server.answer(index, 0, 1, [query])
+    assert server.answer(index, 0, 1, [query]) == expected
     second = server._workers[0].pid
     assert second not in (None, first)
     server.close()
@@ -474,7 +475,7 @@ def test_close_ends_the_workers(client: TensealClient, tmp_path: Path) -> None:
     assert [worker.pid for worker in server._workers] == [None, None], "started when needed"
     index = stored(tmp_path, client.setup(np.zeros((ROWS_PER_BLOCK + 1, DIM))))
     query = client.query(np.zeros(DIM)).ciphertext
-    server.answer(index, 0, 2, query, 1)
+    server.answer(index, 0, 2, [query])
     pids = [worker.pid for worker in server._workers if worker.pid is not None]
     assert len(pids) == 2
     os.kill(pids[0], signal.SIGSTOP)
@@ -482,7 +483,7 @@ def test_close_ends_the_workers(client: TensealClient, tmp_path: Path) -> None:
 
     def ask() -> None:
         try:
-            server.answer(index, 0, 2, query, 1)
+            server.answer(index, 0, 2, [query])
         except Unavailable as error:
             outcome.append(error)
 
@@ -495,7 +496,7 @@ def test_close_ends_the_workers(client: TensealClient, tmp_path: Path) -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     with pytest.raises(Unavailable, match="closed"):
-        server.answer(index, 0, 1, query, 1)
+        server.answer(index, 0, 1, [query])
     server.close()
 
 
@@ -512,7 +513,7 @@ def test_without_files_in_memory(
     folder = tmp_path / "store"
     folder.mkdir()
     server = TensealServer(DIM)
-    (answer,) = server.answer(stored(folder, encrypted), 0, 1, query.ciphertext, 1)
+    (answer,) = server.answer(stored(folder, encrypted), 0, 1, [query.ciphertext])
     server.close()
     (scores,) = client.recover(query, [client.load(encrypted)], [answer])
     assert np.allclose(scores, rows[2], atol=1e-5)

@@ -25,12 +25,17 @@ class AnswerKernel:
     def target(self) -> str:
         """The instruction set in use."""
 
-    def answer(self, blocks: NDArray[np.uint32], queries: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
+    def answer(
+        self,
+        blocks: NDArray[np.uint32],
+        queries: Sequence[NDArray[np.uint32]] | NDArray[np.uint32],
+        out: NDArray[np.uint32],
+    ) -> None:
         """out[a, k, p, r] = Σ_{j=rg}^{rg+g−1} Σ_i blocks[k]_i[j]·queries[a]_i[j] mod q_p.
 
-        blocks (K, P, N/16, I, 16) and queries (Q, P, N/16, I, 16), residues in [0, q_p), may be read-only, and
-        mapped from a file; out (Q, K, P, B). A word ≥ q_p makes the result meaningless, never unsafe: see
-        `first_noncanonical`. Blocks are read once, in order, for all queries.
+        blocks (K, P, N/16, I, 16) and Q queries (P, N/16, I, 16), each wherever it lies, residues in [0, q_p), may be
+        read-only, and mapped from a file; out (Q, K, P, B). A word ≥ q_p makes the result meaningless, never unsafe:
+        see `first_noncanonical`. Blocks are read once, in order, for all queries.
         """
 
     def first_noncanonical(self, words: NDArray[np.uint32]) -> int:

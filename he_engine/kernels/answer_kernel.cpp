@@ -11,10 +11,10 @@ namespace {
 
 static_assert(sizeof(BatchScratch) <= sizeof(AnswerScratch) && alignof(BatchScratch) <= alignof(AnswerScratch));
 
-void answer(const Layout& layout, const uint32_t* blocks, size_t block_count, const uint32_t* queries,
+void answer(const Layout& layout, const uint32_t* blocks, size_t block_count, const uint32_t* const* queries,
             size_t query_count, uint32_t* out, AnswerScratch* scratch) {
   if (query_count == 1)
-    dot(layout, layout.stride, blocks, block_count, queries, out);
+    dot(layout, layout.stride, blocks, block_count, queries[0], out);
   else
     Batch<Vector>(layout, blocks, block_count, queries, query_count, out, *new (scratch) BatchScratch).answer();
 }

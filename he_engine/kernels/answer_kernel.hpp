@@ -11,8 +11,8 @@ struct AnswerScratch {
 };
 
 struct AnswerOps {
-  // blocks (K, stack) x queries (Q, stack) -> out (Q, K, P, N/g). The scratch may be null if Q is 1.
-  void (*answer)(const Layout& layout, const uint32_t* blocks, size_t block_count, const uint32_t* queries,
+  // blocks (K, stack) x Q queries (stack) -> out (Q, K, P, N/g). The scratch may be null if Q is 1.
+  void (*answer)(const Layout& layout, const uint32_t* blocks, size_t block_count, const uint32_t* const* queries,
                  size_t query_count, uint32_t* out, AnswerScratch* scratch);
   // words (K, P, M): the flat index of the first residue >= q_p, or -1.
   ptrdiff_t (*first_noncanonical)(const Layout& layout, const uint32_t* words, size_t count, size_t length);

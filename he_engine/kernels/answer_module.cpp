@@ -36,12 +36,18 @@ class AnswerKernel {
   void answer(nb::handle blocks, nb::handle queries, nb::handle out) const {
     const size_t tiles = layout_.degree / kTile;
     const Array<const uint32_t> b(blocks, "blocks", {"K", layout_.primes, tiles, layout_.planes, kTile});
-    const Array<const uint32_t> c(queries, "queries", {"Q", layout_.primes, tiles, layout_.planes, kTile});
-    const Array<uint32_t> t(out, "out",
-                            {c.shape(0), b.shape(0), layout_.primes, layout_.degree / layout_.stride});
+    std::vector<Array<const uint32_t>> c;  // they keep the arrays alive
+    std::vector<const uint32_t*> words;
+    for (const nb::handle query : queries) {
+      c.emplace_back(query, "queries", std::initializer_list<Dim>{layout_.primes, tiles, layout_.planes, kTile});
+      words.push_back(c.back().data());
+    }
+    const Array<uint32_t> t(out, "out", {c.size(), b.shape(0), layout_.primes,
+                                            layout_.degree / layout_.stride});
+    if (c.empty()) return;
     const nb::gil_scoped_release unlocked;
-    const std::unique_ptr<AnswerScratch> scratch(c.shape(0) == 1 ? nullptr : new AnswerScratch);
-    target_.ops->answer(layout_, b.data(), b.shape(0), c.data(), c.shape(0), t.data(), scratch.get());
+    const std::unique_ptr<AnswerScratch> scratch(c.size() == 1 ? nullptr : new AnswerScratch);
+    target_.ops->answer(layout_, b.data(), b.shape(0), words.data(), words.size(), t.data(), scratch.get());
   }
 
   ptrdiff_t first_noncanonical(nb::handle words) const {

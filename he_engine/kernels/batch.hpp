@@ -200,13 +200,13 @@ struct BatchScratch {
   Unit units[kMaxSpan + kAhead];
 };
 
-// blocks (K, stack) x queries (Q, stack) -> out (Q, K, P, N/stride).
+// blocks (K, stack) x Q queries (stack) -> out (Q, K, P, N/stride).
 //
 // As many units as fit are packed for all queries: a span. Over it every block is read once, in order.
 template <class V>
 class Batch {
  public:
-  Batch(const Layout& layout, const uint32_t* blocks, size_t block_count, const uint32_t* queries,
+  Batch(const Layout& layout, const uint32_t* blocks, size_t block_count, const uint32_t* const* queries,
         size_t query_count, uint32_t* out, BatchScratch& scratch)
       : layout_(layout),
         strands_(layout.stride),
@@ -265,11 +265,12 @@ class Batch {
   void pack_queries() const {
     each_group([&](auto h, size_t a) {
       for (int i = 0; i < h; ++i) {
+        const size_t number = first_ + a + i;
+        const uint32_t* following = queries_[number + 1 < query_count_ ? number + 1 : number];
         for (size_t index = 0; index < span_; ++index) {
           const Unit& u = scratch_.units[index];
-          const uint32_t* lines = queries_ + (first_ + a + i) * stack_words_ + u.offset;
-          for (size_t line = 0; line < u.lines; ++line)
-            prefetch(lines, stack_words_ + line * kTile);  // the next
+          const uint32_t* lines = queries_[number] + u.offset;
+          for (size_t line = 0; line < u.lines; ++line) prefetch(following, u.offset + line * kTile);
           pack<V, false>(lines, u.lines, strands_, u.strand, *u.m, packed(index, a) + i * V::lanes,
                          h * V::lanes);
         }
@@ -330,7 +331,7 @@ class Batch {
   const Strands<V> strands_;
   const uint32_t* blocks_;
   size_t block_count_;
-  const uint32_t* queries_;
+  const uint32_t* const* queries_;
   size_t query_count_;
   uint32_t* out_;
   BatchScratch& scratch_;

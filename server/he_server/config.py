@@ -20,8 +20,8 @@ def _cores() -> int:
 class ServerConfig:
     """Where the data is, what is listened on, and the limits. Raises InvalidInput for one that makes no sense.
 
-    Memory per Answer call is at most max_query_bytes for the queries (1/8 more while they come), plus (threads + 1)
-    units of at most 8 MiB of answers (or one block's, where that is more): see he_server.answering.
+    Memory per Answer call is at most max_query_bytes for the queries (and one query more while they come), plus 8 MiB
+    of answers and those of one unit for 8 queries: see he_server.scan.
 
     Health checks and reflection have threads of their own, so they are answered while all `calls` are taken. What
     idle_s does not bound: a client that sends a little now and then, and one that announces a call of a single

@@ -7,7 +7,6 @@ message's format version, name, digest and lengths are checked before anything i
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -15,11 +14,12 @@ from typing import Protocol
 from he_engine.errors import FormatVersionError, InvalidInput, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server import answering, files, segment_file
+from he_server import files, segment_file
 from he_server.catalogue import CollectionRecord
 from he_server.checks import Checks, chunks_after, first_header
 from he_server.config import ServerConfig
 from he_server.engines import EngineMaker, Engines, engine_maker
+from he_server.scan import Scans
 from he_server.store import Store
 
 
@@ -50,6 +50,7 @@ class Service:
         self._engines = Engines(make_engine or engine_maker(config))
         self._store = Store(config.data, orphan_age_s=config.orphan_age_s, removed=self._engines.forget)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
+        self._scans = Scans(self._pool, config.threads, self._store.damaged)
 
     # ---- collections -----------------------------------------------------------------------------------
     def create_collection(self, request: pb.CreateCollectionRequest, _call: CallContext) -> pb.Collection:
@@ -157,19 +158,14 @@ class Service:
         with self._engines.using(parameters) as engine:
             expected_bytes = self._checks.queries(header, engine)
         self._store.require_version(record, header.version)  # a stale one is refused before the queries come
-        queries = self._received(requests, expected_bytes)
-        with self._engines.using(parameters) as engine, self._store.snapshot(record, header.version) as snapshot:
-            engine.check_queries(queries, header.queries)
-            for piece in answering.answer(
-                engine,
-                snapshot.segments,
-                queries,
-                header.queries,
-                pool=self._pool,
-                threads=self.config.threads,
-                active=call.is_active,
-                damaged=self._store.damaged,
-            ):
+        queries = self._received(requests, header.queries, expected_bytes)
+        with (
+            self._engines.using(parameters) as engine,
+            self._store.snapshot(record, header.version) as snapshot,
+            self._scans.of(engine, snapshot) as scan,
+        ):
+            engine.check_queries(queries)
+            for piece in scan.answer(queries, call.is_active):
                 yield pb.AnswerResponse(
                     context=header.context,
                     segment_id=piece.unit.segment.description.segment_id,
@@ -180,16 +176,22 @@ class Service:
                 )
 
     @staticmethod
-    def _received(requests: Iterator[pb.AnswerRequest], expected_bytes: int) -> bytes:
-        """The ciphertexts; memory grows only as they come, and nothing is held twice."""
-        received = io.BytesIO()
+    def _received(requests: Iterator[pb.AnswerRequest], count: int, expected_bytes: int) -> list[bytes]:
+        """The ciphertexts, as many bytes each; memory grows only as they come."""
+        received = bytearray()
+        queries: list[bytes] = []
+        each = expected_bytes // count
         for chunk in chunks_after(requests):
-            received.write(chunk)
-            if received.tell() > expected_bytes:
+            received += chunk
+            if len(queries) * each + len(received) > expected_bytes:
                 raise InvalidInput(f"queries: got more than {expected_bytes} bytes, which is what was announced")
-        if received.tell() < expected_bytes:
-            raise InvalidInput(f"queries: got {received.tell()} bytes, expected {expected_bytes}")
-        return received.getvalue()  # its own buffer, not a copy
+            while len(received) >= each:
+                queries.append(bytes(memoryview(received)[:each]))
+                del received[:each]
+        if len(queries) < count:
+            got = len(queries) * each + len(received)
+            raise InvalidInput(f"queries: got {got} bytes, expected {expected_bytes}")
+        return queries
 
     # ---- common ----------------------------------------------------------------------------------------
     def _find(self, context: pb.Context, collection_id: bytes | None = None) -> CollectionRecord:
