@@ -143,6 +143,9 @@ class ServerEngine(Protocol):
         look for cancellation in between.
         """
 
+    def warm(self, index: IndexFile) -> None:
+        """Bring the index into memory before it is asked for. Raises as `answer` does."""
+
     def forget(self, index: IndexFile) -> None:
         """The segment is being deleted: drop whatever is mapped or cached."""
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import ResidueError, TamperedDataError
 from he_engine.kernels._answer import AnswerKernel
-from he_engine.mapping import Mappings
+from he_engine.mapping import Mappings, populate
 from he_engine.params import TILE, Parameters
 
 _CHECK_BYTES = 32 << 20  #: of index looked at in one call of the kernel
@@ -74,6 +74,10 @@ class HintServer:
         stacks = self._mapped(index)[first_block : first_block + blocks]
         self._kernel.answer(stacks, [self._stack(query) for query in queries], out)
         return [answers.tobytes() for answers in out]
+
+    def warm(self, index: IndexFile) -> None:
+        """Reads and maps every page of it: answers then meet no page fault, as long as memory lasts."""
+        populate(self._mapped(index))
 
     def forget(self, index: IndexFile) -> None:
         """Drops the mapping; running calls keep theirs until they end."""

@@ -19,7 +19,20 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
 _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FAILED = ctypes.c_void_p(-1).value
+_MADV_HUGEPAGE, _MADV_POPULATE_READ = 14, 22
+
+
+def populate(array: NDArray[np.uint32]) -> None:
+    """Reads the pages under a mapped array and enters them in the page tables; huge ones where the system has them.
+
+    It is advice: where the system does not take it (before Linux 5.14), pages come when they are first read.
+    """
+    start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    length = array.ctypes.data + array.nbytes - start
+    for advice in (_MADV_HUGEPAGE, _MADV_POPULATE_READ):
+        _LIBC.madvise(start, length, advice)
 
 
 class _Mapping:

@@ -128,6 +128,11 @@ class TensealServer:
             answers[:, owners == worker] = np.frombuffer(reply, np.uint8).reshape(len(queries), -1, ANSWER_BYTES)
         return [one.tobytes() for one in answers]
 
+    def warm(self, index: IndexFile) -> None:
+        """Asks the system to read the file; workers parse it when they need it."""
+        with _opened(index) as descriptor:
+            os.posix_fadvise(descriptor, index.offset_bytes, index.length_bytes, os.POSIX_FADV_WILLNEED)
+
     def forget(self, index: IndexFile) -> None:
         """Drop the parsed blocks of a segment. Waits for answers under way."""
         running = [worker for worker in self._workers if worker.pid is not None]

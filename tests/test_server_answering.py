@@ -37,6 +37,7 @@ from he_server.answering import blocks_per_unit, units
 from he_server.engines import Engines
 from he_server.segment_file import Description, StoredSegment
 from he_server.service import Service
+from he_server.warming import warm
 from tests.server_fixture import BLOCK_BYTES, PARAMETERS, FakeClient, naive_answers, residues, running
 
 
@@ -527,6 +528,40 @@ def test_hint_server(index: Callable[[np.ndarray], IndexFile], rng: np.random.Ge
 
 def _mapped(folder: Path) -> int:
     return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_warm_pages_are_in_the_page_tables(index: Callable[[np.ndarray], IndexFile], rng: np.random.Generator) -> None:
+    file, engine = index(residues(rng, 64)), HintServer(PARAMETERS)
+
+    def resident_bytes() -> int:
+        smaps = Path("/proc/self/smaps").read_text().split(str(file.path))
+        return sum(int(mapping.split("Rss:")[1].split()[0]) << 10 for mapping in smaps[1:])
+
+    engine._mapped(file)
+    assert resident_bytes() < file.length_bytes / 2
+    engine.warm(file)
+    assert resident_bytes() == file.length_bytes
+    engine.close()
+
+
+def test_what_is_live_is_warmed(tmp_path: Path) -> None:
+    with running(tmp_path, over_grpc=False) as endpoint:
+        assert warm(endpoint.service, threading.Event()).index_bytes == 0
+        client = FakeClient(endpoint).create()
+        segments = [client.segment(3), client.segment(), client.segment(2)]
+        for one in segments:
+            client.write(one)
+        client.commit(1, segments[:2])
+        warmth = warm(endpoint.service, threading.Event())
+        assert (warmth.index_bytes, warmth.warm_bytes) == (4 * BLOCK_BYTES, 4 * BLOCK_BYTES)
+        assert str(warmth).startswith("index in memory: 0.00 of 0.00 GB after ")
+        stopped = threading.Event()
+        stopped.set()
+        assert warm(endpoint.service, stopped).warm_bytes == 0
+        os.truncate(tmp_path / "segments" / client.collection_id.hex() / segments[1].id.hex(), 4096)
+        assert warm(endpoint.service, threading.Event()).warm_bytes == 3 * BLOCK_BYTES
+        client.commit(2, [])
+        assert warm(endpoint.service, threading.Event()).index_bytes == 0
 
 
 def test_mapped_files_hold_no_descriptors_and_are_few(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -81,6 +81,19 @@ def test_ready_line_and_clean_end(served: Served, number: int, tmp_path: Path) -
         assert FakeClient(endpoint).describe().version == 1
 
 
+def test_the_index_is_warmed_at_the_start(tmp_path: Path) -> None:
+    with running(tmp_path / "data", over_grpc=False) as endpoint:
+        client = FakeClient(endpoint).create()
+        segment = client.segment(2)
+        client.write(segment)
+        client.commit(1, [segment])
+    served = Served("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--insecure")
+    served.line()
+    assert served.process.stderr is not None
+    assert "hesearch serve: index in memory: 0.00 of 0.00 GB after" in served.process.stderr.readline()
+    assert served.end(signal.SIGTERM)[0] == 0
+
+
 def test_a_second_server_on_the_folder_says_so(served: Served, tmp_path: Path) -> None:
     served.line()
     second = Served("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--insecure")

@@ -19,14 +19,16 @@ from he_proto.wire import FORMAT_VERSION
 from he_server.config import ServerConfig
 from he_server.grpc_server import GrpcServer, require_loopback
 from he_server.service import Service
+from he_server.warming import Warmer
 
 _TEXT = "serve a folder of encrypted collections; the server holds no key and can decrypt nothing"
 _EXAMPLES = """examples:
   hesearch serve --data /var/lib/hesearch --listen 127.0.0.1:50051 --insecure
   hesearch serve --data ./data --listen 127.0.0.1:0 --insecure --json    (a free port, named on stdout)
 
-Once it serves, it prints one line, `listening on HOST:PORT`. SIGTERM or SIGINT end it: running calls get
---grace seconds, then it exits with 0. Until TLS is there, it serves plaintext on loopback only (--insecure)."""
+Once it serves, it prints one line, `listening on HOST:PORT`, reads all indexes into memory and says on stderr how long
+that took. SIGTERM or SIGINT end it: running calls get --grace seconds, then it exits with 0.
+Until TLS is there, it serves plaintext on loopback only (--insecure)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +94,8 @@ def serve(arguments: argparse.Namespace) -> int:
             server = GrpcServer(service)
             ready = {"listening": server.address, "format_version": FORMAT_VERSION}
             print(json.dumps(ready) if arguments.json else f"listening on {server.address}", flush=True)
-            wait_for_stop()
+            with Warmer(service):
+                wait_for_stop()
             server.stop(config.grace_s)
     except HesearchError as error:
         print(f"hesearch serve: {error}", file=sys.stderr)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from he_engine.errors import FormatVersionError, InvalidInput, TamperedDataError
+from he_engine.engine import ServerEngine
+from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import files, segment_file
@@ -20,6 +21,7 @@ from he_server.checks import Checks, chunks_after, first_header
 from he_server.config import ServerConfig
 from he_server.engines import EngineMaker, Engines, engine_maker
 from he_server.scan import Scans
+from he_server.segment_file import StoredSegment
 from he_server.store import Store
 
 
@@ -194,6 +196,18 @@ class Service:
         return queries
 
     # ---- common ----------------------------------------------------------------------------------------
+    def live_segments(self) -> Iterator[tuple[ServerEngine, StoredSegment]]:
+        """Every live segment with its engine, both in use until the next is asked for; without collections that
+        cannot be searched now."""
+        for record in self._store.collections():
+            with (
+                contextlib.suppress(HesearchError),
+                self._engines.using(self._parameters(record)) as engine,
+                self._store.snapshot(record, record.version) as snapshot,
+            ):
+                for segment in snapshot.segments:
+                    yield engine, segment
+
     def _find(self, context: pb.Context, collection_id: bytes | None = None) -> CollectionRecord:
         """The collection that a message means. Raises InvalidInput, NotFound or FormatVersionError."""
         wire.check_context(context)
