@@ -44,7 +44,7 @@ class WrongKeyError(HesearchError):
 
 
 class TamperedAnswerError(HesearchError):
-    """The server's answer is not the one an honest server gives. Nothing was decrypted."""
+    """The server's answer is not the one an honest server gives. What does not verify was not decrypted."""
 
 
 class TamperedDataError(HesearchError):

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -41,6 +43,7 @@ EPOCH = 0
 PIECE_BLOCKS = 64  #: blocks whose secrets are made at a time
 GROUP_BLOCKS = 4  #: blocks a kernel call encrypts: bounds the keystream in memory
 CACHE_BYTES = 256 << 20  #: block secrets kept between queries
+SUM_BYTES = 256 << 20  #: sums of fingerprints kept between queries, 3·(query bytes) for each set of segments
 
 
 def generate_state() -> bytes:
@@ -117,7 +120,9 @@ class HintClient(Secret):
         self._counter = itertools.count()
         self._threads = threads or os.cpu_count() or 1
         self._secrets = SecretCache(CACHE_BYTES)
-        self._total: tuple[tuple[bytes, ...], U32] | None = None
+        self._sums = SecretCache(SUM_BYTES)  # by name: the salts of the segments that are summed
+        self._sum_names: dict[bytes, bytes] = {}  # salt of a segment → the one sum that it is in
+        self._sums_lock = threading.Lock()
         self._stack = (len(ring.primes), ring.degree // TILE, parameters.planes, TILE)
         self._poly = (len(ring.primes), ring.degree)
 
@@ -284,7 +289,8 @@ class HintClient(Secret):
             verify.right_side(self._key, self._kernel, self.parameters, self._id, s.seed, s.fingerprint, a)
             for s, a in zip(segments, answers, strict=True)
         ]
-        left = verify.left_side(self._kernel, self._total_fingerprint(segments), ciphertext)
+        with self._total_fingerprint(segments) as total:
+            left = verify.left_side(self._kernel, total, ciphertext)
         if verify.equal(left, verify.add(sums, self.parameters)):
             return
         wrong = [
@@ -297,14 +303,31 @@ class HintClient(Secret):
             "the server did not compute what was asked, or its index is damaged; nothing was decrypted"
         )
 
-    def _total_fingerprint(self, segments: Sequence[HintSegment]) -> U32:
-        """Σ F of these segments, kept for the next query."""
-        names = tuple(s.fingerprint.salt for s in segments)
-        total = self._total
-        if total is None or total[0] != names:
-            total = (names, verify.add([s.fingerprint.sums for s in segments], self.parameters))
-            self._total = total
-        return total[1]
+    @contextmanager
+    def _total_fingerprint(self, segments: Sequence[HintSegment]) -> Iterator[U32]:
+        """Σ F of these segments, kept for the next query until one of them is released or summed with others.
+
+        Not overwritten before the `with` block ends, whatever other threads release meanwhile.
+        """
+        if len(segments) == 1:
+            yield segments[0].fingerprint.sums
+            return
+        salts = [s.fingerprint.salt for s in segments]
+        name = b"".join(salts)
+        terms = [s.fingerprint.sums for s in segments]
+        with ExitStack() as borrowed:
+            with self._sums_lock:
+                for salt in salts:
+                    self._forget_sum(salt, unless=name)
+                    self._sum_names[salt] = name
+                total = borrowed.enter_context(self._sums.borrow(name, 0, partial(verify.add, terms, self.parameters)))
+            yield total
+
+    def _forget_sum(self, salt: bytes, *, unless: bytes = b"") -> None:
+        """Overwrite the sum that this segment is in, if that is another."""
+        if (name := self._sum_names.get(salt, unless)) != unless:
+            self._sums.forget(name)
+            del self._sum_names[salt]
 
     def _recover_one(self, query: HintQuery, segment: HintSegment, answer: U32) -> NDArray[np.float64]:
         secret, mask = query._open(self)
@@ -325,12 +348,14 @@ class HintClient(Secret):
             yield first, min(PIECE_BLOCKS, segment.blocks - first)
 
     def release(self, segment: HintSegment) -> None:
-        """Overwrite its cached block secrets."""
+        """Overwrite its cached block secrets, and the sum that its fingerprint is in."""
         self._secrets.forget(segment.seed)
+        with self._sums_lock:
+            self._forget_sum(segment.fingerprint.salt)
 
     def close(self) -> None:
-        """Overwrite cached block secrets and the sum of fingerprints."""
+        """Overwrite cached block secrets and sums of fingerprints, or let those in use be overwritten after it."""
         self._secrets.close()
-        total, self._total = self._total, None
-        if total is not None:
-            total[1].fill(0)
+        with self._sums_lock:
+            self._sums.close()
+            self._sum_names.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,8 +63,8 @@ def copy_of(message: Any) -> Any:
 def lying_client() -> Iterator[tuple[Client, LyingTransport]]:
     """A client of a server in this process that has not lied yet."""
     with Client(":memory:", threads=1) as client:
-        transport = LyingTransport(client._transport)
-        client._transport = transport
+        transport = LyingTransport(client._remote.transport)
+        client._remote = replace(client._remote, transport=transport)
         yield client, transport
 
 
@@ -83,6 +84,19 @@ def block_by_block(pieces: Iterable[pb.AnswerResponse]) -> list[pb.AnswerRespons
             one.residues = piece.residues[number * size : (number + 1) * size]
             split.append(one)
     return split
+
+
+def decrypted_segments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The engine's segments, in the order in which they are decrypted from now on."""
+    decrypted: list[Any] = []
+    honest = HintClient._recover_one
+
+    def note(self: HintClient, query: Any, segment: Any, answer: Any) -> Any:
+        decrypted.append(segment)
+        return honest(self, query, segment, answer)
+
+    monkeypatch.setattr(HintClient, "_recover_one", note)
+    return decrypted
 
 
 def forbid_decryption(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from he_client import (
     CollectionKey,
     Conflict,
     FormatVersionError,
+    InvalidInput,
     NotFound,
     RollbackError,
+    TamperedAnswerError,
     TamperedDataError,
     Unavailable,
     WrongKeyError,
 )
 from he_client.manifest import EPOCH, PURPOSE, Manifest, open_manifest, seal_manifest
 from he_client.transport import ATTEMPTS, FIRST_PAUSE_S
+from he_engine.hint_client import HintClient, HintQuery
 from he_engine.keys import length_prefixed
 from he_engine.sealing import seal
 from he_proto.v1 import hesearch_pb2 as pb
@@ -64,7 +68,7 @@ def response_for(client: Client, key: CollectionKey) -> tuple[pb.ReadManifestRes
     for ids in ([1, 2], [3]):
         made.insert(ids, np.eye(len(ids), DIM))
     request = pb.ReadManifestRequest(context=client._describe("c").context)
-    response = copy_of(client._transport.call("ReadManifest", request, timeout_s=1.0))
+    response = copy_of(client._remote.transport.call("ReadManifest", request, timeout_s=1.0))
     return response, open_manifest(key, "c", response).message
 
 
@@ -317,7 +321,7 @@ def test_calls_that_change_nothing_are_repeated(
 def test_nothing_is_repeated_past_the_deadline(connected: Connected, key: CollectionKey, pauses: list[float]) -> None:
     client, transport = connected
     client.create_collection("c", dim=DIM, key=key)
-    client._timeout_s = 0.0
+    client._remote = replace(client._remote, timeout_s=0.0)
     Flaky(transport, "DescribeCollection", 1000)
     transport.calls.clear()
     with pytest.raises(Unavailable):
@@ -377,6 +381,69 @@ def test_a_commit_that_never_gets_through(connected: Connected, key: CollectionK
     assert made.insert([1], np.eye(1, DIM)) == made.count() == 1
 
 
+class Interrupted(BaseException):
+    """As KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("error", [Unavailable, Interrupted, TamperedAnswerError, InvalidInput])
+def test_an_answer_that_breaks_off(
+    connected: Connected,
+    key: CollectionKey,
+    rng: np.random.Generator,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+) -> None:
+    """In mid-stream, while a worker recovers what came: the query stays open until that is done. What could be
+    asked again is, as a whole, and gives the hits."""
+    client, transport = connected
+    monkeypatch.setattr("he_client.arrival.GROUP_BLOCKS", 1)
+    made = client.create_collection("c", dim=DIM, key=key, profile="exact")
+    rows = unit_rows(rng, 4, DIM)
+    for i in range(4):
+        made.insert([i], rows[i : i + 1])
+    expected = made.search(rows[0], k=4)
+    started, closing = threading.Event(), threading.Event()
+    closed_meanwhile: list[bool] = []
+    recover, close = HintClient._recover_one, HintQuery.close
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        closed_meanwhile.append(closing.wait(0.2))
+        return recover(*arguments)
+
+    def closes(query: HintQuery) -> None:
+        closing.set()
+        close(query)
+
+    monkeypatch.setattr(HintClient, "_recover_one", slow)
+    monkeypatch.setattr(HintQuery, "close", closes)
+
+    def breaks(pieces: list[Any]) -> Iterator[Any]:
+        del transport.lies["Answer"]
+        yield from pieces[:2]
+        assert started.wait(10)
+        if error is TamperedAnswerError:
+            yield pieces[0]
+        elif error is InvalidInput:
+            made.close()
+            yield pieces[2]
+        else:
+            raise error("broken")
+
+    transport.lies["Answer"] = breaks
+    transport.calls.clear()
+    if error is Unavailable:
+        assert made.search(rows[0], k=4) == expected
+        assert (transport.calls.count("Answer"), len(pauses)) == (2, 1)
+    else:
+        with pytest.raises(error):
+            made.search(rows[0], k=4)
+        assert (transport.calls.count("Answer"), len(pauses)) == (1, 0)
+    assert closing.is_set()
+    assert closed_meanwhile and not any(closed_meanwhile)
+
+
 # ---- readers and writers side by side ------------------------------------------------------------------------
 @pytest.mark.parametrize("method", ["ReadManifest", "CommitManifest"])
 def test_nothing_is_adopted_between_a_call_and_its_adoption(
@@ -403,11 +470,15 @@ def test_nothing_is_adopted_between_a_call_and_its_adoption(
 
 
 @pytest.mark.parametrize("kind", ["memory", "grpc"])
-def test_threads_share_a_collection(tmp_path: Path, key: CollectionKey, rng: np.random.Generator, kind: str) -> None:
-    """Two writers, one deleter, two counters and two searchers: no id is lost, nothing is called a rollback.
+def test_threads_share_a_collection(
+    tmp_path: Path, key: CollectionKey, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Two writers, one deleter, two counters and two searchers: no id is lost, nothing is called a rollback, and no
+    answer a lie, although each commit changes which segments make a group.
 
     15 commits: fewer than the times that a search or another commit tries again.
     """
+    monkeypatch.setattr("he_client.arrival.GROUP_BLOCKS", 3)
     rows = unit_rows(rng, 40, DIM)
     start = threading.Barrier(7)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,53 @@ def test_a_lie_in_one_segment_stops_all(tmp_path: Path, rng: np.random.Generator
     swapped = [answers[1], answers[0], answers[2]]
     with pytest.raises(TamperedAnswerError, match="2 of 3"):
         both.client.recover(query, segments, swapped)
+
+
+def test_sums_of_fingerprints_are_kept_for_one_grouping(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Each segment is in one sum at most, which is overwritten when the segment is released or is in another."""
+    both = Both(tmp_path, "exact", 32)
+    segments = [both.setup(unit_rows(rng, 5, 32))[1] for _ in range(5)]
+    client, q = both.client, np.array(both.parameters.ring.primes, np.uint64)[:, None, None, None]
+
+    def summed(*numbers: int) -> np.ndarray:
+        members = [segments[i] for i in numbers]
+        with client._total_fingerprint(members) as total:
+            expected = sum(s.fingerprint.sums.astype(np.uint64) for s in members) % q
+            np.testing.assert_array_equal(total, expected)
+        return total
+
+    first, second = summed(0, 1), summed(2, 3, 4)
+    assert summed(0, 1) is first and summed(2, 3, 4) is second, "kept"
+    third = summed(1, 2)
+    assert not first.any() and not second.any() and third.any()
+    with client._total_fingerprint([segments[1], segments[2]]) as total:
+        client.release(segments[1])
+        assert total is third and total.any(), "in use"
+    assert not third.any()
+    last = summed(0, 2)
+    client.close()
+    assert not last.any()
+
+
+def test_recovery_beside_releases(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Threads that share a query, group its segments in different ways and forget them: the answers stay honest."""
+    both = Both(tmp_path, "exact", 32)
+    rows = unit_rows(rng, 60, 32)
+    made = [both.setup(rows[i : i + 10]) for i in range(0, 60, 10)]
+    query = both.client.query(rows[0])
+    answers = [both.answer(query, index) for _, _, index in made]
+    expected = [integer_scores(both.parameters, rows[i : i + 10], rows[0]) for i in range(0, 60, 10)]
+
+    def recover(seed: int) -> None:
+        own = np.random.default_rng(seed)
+        for _ in range(60):
+            first, end = sorted(own.choice(7, 2, replace=False).tolist())
+            scores = both.client.recover(query, [s for _, s, _ in made[first:end]], answers[first:end])
+            np.testing.assert_array_equal(scores, expected[first:end])
+            both.client.release(made[int(own.integers(6))][1])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(recover, range(4)))
 
 
 def test_forging_succeeds_with_the_fingerprint(tmp_path: Path, rng: np.random.Generator) -> None:

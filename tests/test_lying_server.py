@@ -28,6 +28,7 @@ from tests.lying_fixture import (
     LyingTransport,
     block_by_block,
     copy_of,
+    decrypted_segments,
     forbid_decryption,
     forget_parts,
     lying_client,
@@ -255,6 +256,68 @@ def test_replays_by_the_server(
         transport.lies["Answer"] = lambda _, pieces=pieces: pieces
         with pytest.raises(TamperedAnswerError, match="fail verification"):
             made.search(vector)
+
+
+# ---- groups of segments --------------------------------------------------------------------------------------
+@pytest.fixture
+def five_groups(
+    key: CollectionKey, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[LyingTransport, Collection, list[set[Any]]]]:
+    """Of two segments each, but for the last; each group as the set of the engine's segments."""
+    monkeypatch.setattr("he_client.arrival.GROUP_BLOCKS", 4)
+    with lying_client() as (client, transport):
+        made = client.create_collection("c", dim=DIM, stride=STRIDE, key=key, profile="compact")
+        rows = unit_rows(rng, 180, DIM)
+        for first in range(0, 180, 20):
+            made.insert(range(first, first + 20), rows[first : first + 20], payloads=["text"] * 20)
+        reader = client.open_collection("c", key=key, payloads="direct")
+        engine = [s.engine for s in reader._state.current[1]]
+        yield transport, reader, [set(engine[i : i + 2]) for i in range(0, 9, 2)]
+
+
+@pytest.mark.parametrize("lied", range(5))
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_lie_in_one_group(
+    five_groups: tuple[LyingTransport, Collection, list[set[Any]]],
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    lied: int,
+    shuffled: bool,
+) -> None:
+    """That group is not decrypted, nothing is returned, and the server sees what it sees of an honest search: all
+    pieces taken, and no call after it."""
+    transport, reader, groups = five_groups
+    ids = [s.id for s in reader._state.current[1]]
+    taken: list[int] = []
+
+    def answers(pieces: Pieces, *, lie: bool) -> Iterator[pb.AnswerResponse]:
+        pieces = block_by_block(pieces)
+        if shuffled:
+            pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+        for piece in pieces:
+            if lie and piece.segment_id == ids[2 * lied] and piece.query == 1 and piece.first_block == 1:
+                piece.residues = bytes(len(piece.residues))
+            yield piece
+            taken.append(piece.blocks)
+            reader._workers.submit(int).result()  # the one worker has judged all that is complete
+
+    decrypted = decrypted_segments(monkeypatch)
+    transport.lies["Answer"] = lambda pieces: answers(pieces, lie=False)
+    queries = unit_rows(rng, 2, DIM)
+    assert [len(hits) for hits in reader.search(queries, k=3)] == [3, 3]
+    everything = set().union(*groups)
+    assert all(decrypted.count(segment) == 2 for segment in everything) and len(decrypted) == 18
+    assert sum(taken) == 2 * 18
+    report = reader.last_search
+    for record in (decrypted, taken, transport.calls):
+        record.clear()
+    transport.lies["Answer"] = lambda pieces: answers(pieces, lie=True)
+    with pytest.raises(TamperedAnswerError, match="fail verification"):
+        reader.search(queries, k=3)
+    assert all(decrypted.count(segment) <= 1 for segment in groups[lied]), "query 0 alone was answered honestly"
+    assert sum(taken) == 2 * 18
+    assert transport.calls == ["Answer"]
+    assert reader.last_search is report
 
 
 def test_a_lie_is_not_asked_again(server: tuple[Client, LyingTransport, Collection], rng: np.random.Generator) -> None:

@@ -23,8 +23,13 @@ from he_client import (
     RollbackError,
     WrongKeyError,
 )
+from he_client.arrival import grouped
+from he_client.manifest import Manifest
+from he_client.rows import RowTable
+from he_client.segments import Segment
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.conftest import unit_rows
+from tests.lying_fixture import block_by_block, lying_client
 from tests.sdk_fixture import connect, grpc_address
 
 DIM = 24
@@ -120,6 +125,77 @@ def test_metrics(key: CollectionKey, rng: np.random.Generator, metric: str, opti
         assert abs(hit.score - truth) <= slack
     scores = [h.score for h in hits]
     assert scores == sorted(scores, reverse=metric == "ip")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_any_grouping_and_any_order_of_arrival_give_the_same_hits(
+    key: CollectionKey, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    """Many small segments, of four vectors only: ties within groups and across them go by insertion."""
+    bound = None if metric == "cosine" else 1.0
+    distinct, query = unit_rows(rng, 4, DIM), unit_rows(rng, 1, DIM)[0]
+    which = rng.integers(0, 4, 140)
+    with lying_client() as (client, transport):
+        made = client.create_collection("c", dim=DIM, key=key, stride=128, metric=metric, norm_bound=bound)
+        start = 0
+        for size in (1, 70, 1, 1, 2, 33, 1, 3, 20, 8):  # 32 rows a block
+            made.insert(range(start, start + size), distinct[which[start : start + size]])
+            start += size
+        gone = {0, 5, 40, 71, 77, 78, 79, 80, 139}  # one of them a whole segment
+        made.delete(gone)
+        live = [i for i in range(start) if i not in gone]
+        truth = distinct @ query if metric != "l2" else -np.linalg.norm(distinct - query, axis=1)
+        expected = sorted(live, key=lambda i: -truth[which[i]])
+        whole = made.search(query, k=1000)
+        assert [h.id for h in whole] == expected
+        assert len({h.score for h in whole}) == 4, "equal vectors have equal scores"
+        transport.lies["Answer"] = lambda p: [block_by_block(p)[i] for i in rng.permutation(len(block_by_block(p)))]
+        for blocks in (1, 2, 3, 5, 1000):
+            monkeypatch.setattr("he_client.arrival.GROUP_BLOCKS", blocks)
+            for k in (1, 2, 30, 60, len(live) - 1, 1000):
+                assert made.search(query, k=k) == whole[:k]
+
+
+def test_groups() -> None:
+    """Consecutive, each closed by the segment with which it has 256 blocks; rows keep their places."""
+    blocks = [1] * 300 + [256, 100, 200, 255, 1, 1, 7]
+    sizes = [3 * b for b in blocks]
+    entries = [
+        pb.SegmentEntry(segment_id=bytes([i % 256, i // 256]), blocks=b, rows=n, deleted_rows=range(i % 3))
+        for i, (b, n) in enumerate(zip(blocks, sizes, strict=True))
+    ]
+    table = RowTable([], None, b"", b"", np.zeros(0, np.uint64))
+    segments = [Segment(e, table, None) for e in entries]
+    groups = grouped(Manifest(pb.Manifest(segments=entries), b""), segments)
+    assert [s for g in groups for s in g.segments] == segments
+    assert [g.blocks for g in groups] == [256, 44 + 256, 300, 256, 8]
+    assert [g.first_row for g in groups] == [3 * b for b in (0, 256, 556, 856, 1112)]
+    starts = np.cumsum([0, *sizes])
+    expected = [int(start) + row for start, e in zip(starts, entries, strict=False) for row in e.deleted_rows]
+    assert [g.first_row + row for g in groups for row in g.deleted.tolist()] == expected
+    assert grouped(Manifest(pb.Manifest(), b""), []) == []
+
+
+def test_groups_of_their_real_size(key: CollectionKey, rng: np.random.Generator) -> None:
+    """Three of them, and what the report says of the search."""
+    rows, queries = unit_rows(rng, 25_000, 8), unit_rows(rng, 3, 8)
+    with Client(":memory:") as client:
+        made = client.create_collection("c", dim=8, stride=128, key=key)  # 32 rows a block
+        for first in range(0, 25_000, 5000):
+            made.insert(range(first, first + 5000), rows[first : first + 5000])
+        hits = made.search(queries, k=100)
+        report = made.last_search
+        assert len(grouped(*made._state.current)) == 3
+    p = made._parameters
+    x, y = (np.rint(v * p.quantiser) for v in (rows, queries))
+    for products, found in zip((x @ y.T).T, hits, strict=True):
+        order = np.argsort(-products, kind="stable")[:100]
+        assert [h.id for h in found] == order.tolist()
+        assert [h.score for h in found] == (products[order] / p.quantiser**2).tolist()
+    assert report is not None
+    assert (report.queries, report.rows) == (3, 25_000)
+    assert report.answer_bytes == 3 * 5 * -(-5000 // 32) * 32 * 8
+    assert report.recover_work_s > 0 and report.recover_s > 0
 
 
 def _collection(client: Client, key: CollectionKey, rng: np.random.Generator) -> Collection:
@@ -276,7 +352,7 @@ def test_a_lost_reply_commits_once(key: CollectionKey, rng: np.random.Generator)
 
     with Client(":memory:") as client:
         collection = client.create_collection("c", dim=DIM, key=key)
-        call = client._transport.call
+        call = client._remote.transport.call
         lost = []
 
         def flaky(method: str, request: Any, *, timeout_s: float) -> Any:
@@ -286,7 +362,7 @@ def test_a_lost_reply_commits_once(key: CollectionKey, rng: np.random.Generator)
                 raise Unavailable("the connection broke")
             return response
 
-        client._transport.call = flaky  # type: ignore[method-assign]
+        client._remote.transport.call = flaky  # type: ignore[method-assign]
         collection.insert([1, 2], unit_rows(rng, 2, DIM))
         assert lost
         assert (collection.count(), collection.version) == (2, 2)
@@ -295,7 +371,7 @@ def test_a_lost_reply_commits_once(key: CollectionKey, rng: np.random.Generator)
 def test_rollback_is_refused(key: CollectionKey, rng: np.random.Generator) -> None:
     with Client(":memory:") as client:
         collection = client.create_collection("c", dim=DIM, key=key)
-        call = client._transport.call
+        call = client._remote.transport.call
         saved: list[Any] = []
 
         def replay(method: str, request: Any, *, timeout_s: float) -> Any:
@@ -304,7 +380,7 @@ def test_rollback_is_refused(key: CollectionKey, rng: np.random.Generator) -> No
                 return saved[0]
             return call(method, request, timeout_s=timeout_s)
 
-        client._transport.call = replay  # type: ignore[method-assign]
+        client._remote.transport.call = replay  # type: ignore[method-assign]
         collection.insert([1], unit_rows(rng, 1, DIM))
         with pytest.raises(RollbackError, match="went back or forked"):
             collection.count()
@@ -320,14 +396,14 @@ def test_what_fetching_payloads_shows(
         client.create_collection("c", dim=DIM, key=key).insert(range(20), rows, payloads=["x" * 100] * 20)
     with Client(tmp_path) as client:
         reads: list[tuple[int, int]] = []
-        stream = client._transport.stream
+        stream = client._remote.transport.stream
 
         def watch(method: str, request: Any, *, timeout_s: float) -> Any:
             if method == "ReadSegmentPart" and request.kind == pb.PART_KIND_PAYLOADS:
                 reads.append((request.offset_bytes, request.length_bytes))
             return stream(method, request, timeout_s=timeout_s)
 
-        client._transport.stream = watch  # type: ignore[method-assign]
+        client._remote.transport.stream = watch  # type: ignore[method-assign]
         collection = client.open_collection("c", key=key, payloads=mode)
         for row in (5, 6):
             assert collection.search(rows[row], k=1)[0].payload == "x" * 100

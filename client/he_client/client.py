@@ -15,7 +15,7 @@ from he_client.engines import choose_parameters, generate_state
 from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
 from he_client.results import CollectionInfo
-from he_client.transport import GrpcTransport, Transport, with_retries
+from he_client.transport import GrpcTransport, Remote, Transport
 from he_engine.errors import InvalidInput
 from he_engine.keys import RootKey
 from he_proto import wire
@@ -30,7 +30,7 @@ class Client:
     `Client("host:port")` speaks gRPC with TLS, `insecure=True` without; `Client("folder/")` serves a folder in
     this process, with no port; `Client(":memory:")` a temporary one that goes with the client.
     cache: a folder for downloaded hints and row tables. timeout_s: the deadline of every call.
-    threads: of encryption (default: all cores).
+    threads: of encryption, and of the recovery of answers (default: all cores).
     """
 
     def __init__(
@@ -42,9 +42,8 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         threads: int | None = None,
     ) -> None:
-        self._transport = _connect(target, insecure)
+        self._remote = Remote(_connect(target, insecure), timeout_s)
         self._cache = PartCache(Path(cache) if cache is not None else None)
-        self._timeout_s = timeout_s
         self._threads = threads
         self._collections: weakref.WeakSet[Collection] = weakref.WeakSet()
 
@@ -91,10 +90,7 @@ class Client:
             parameters=message.parameters,
             sealed_manifest=sealed,
         )
-        with_retries(
-            lambda: self._transport.call("CreateCollection", request, timeout_s=self._timeout_s),
-            timeout_s=self._timeout_s,
-        )
+        self._remote.call("CreateCollection", request)
         return self._open(name, key, manifest, payloads)
 
     def open_collection(self, name: str, *, key: RootKey, payloads: PayloadMode = "cache") -> Collection:
@@ -105,24 +101,12 @@ class Client:
         _require_key(key)
         check_payload_mode(payloads)
         context = wire.context(name, self._describe(name).context.parameter_digest)
-        response = with_retries(
-            lambda: self._transport.call(
-                "ReadManifest", pb.ReadManifestRequest(context=context), timeout_s=self._timeout_s
-            ),
-            timeout_s=self._timeout_s,
-        )
+        response = self._remote.call("ReadManifest", pb.ReadManifestRequest(context=context))
         return self._open(name, key, open_manifest(key, name, response), payloads)
 
     def _open(self, name: str, key: RootKey, manifest: Manifest, payloads: PayloadMode) -> Collection:
         collection = Collection(
-            name,
-            self._transport,
-            key,
-            manifest,
-            self._cache,
-            payloads=payloads,
-            timeout_s=self._timeout_s,
-            threads=self._threads,
+            name, self._remote, key, manifest, self._cache, payloads=payloads, threads=self._threads
         )
         self._collections.add(collection)
         return collection
@@ -130,10 +114,7 @@ class Client:
     def _describe(self, name: str) -> pb.Collection:
         wire.check_name(name)
         request = pb.DescribeCollectionRequest(format_version=wire.FORMAT_VERSION, collection=name)
-        found: pb.Collection = with_retries(
-            lambda: self._transport.call("DescribeCollection", request, timeout_s=self._timeout_s),
-            timeout_s=self._timeout_s,
-        )
+        found: pb.Collection = self._remote.call("DescribeCollection", request)
         wire.check_context(found.context, collection=name)
         return found
 
@@ -144,23 +125,20 @@ class Client:
     def list_collections(self) -> list[CollectionInfo]:
         """Sorted by name."""
         request = pb.ListCollectionsRequest(format_version=wire.FORMAT_VERSION)
-        response = with_retries(
-            lambda: self._transport.call("ListCollections", request, timeout_s=self._timeout_s),
-            timeout_s=self._timeout_s,
-        )
+        response = self._remote.call("ListCollections", request)
         return [_info(c) for c in response.collections]
 
     def drop_collection(self, name: str) -> None:
         """Delete a collection and all its rows. Raises NotFound, Unavailable."""
         found = self._describe(name)
         request = pb.DropCollectionRequest(context=found.context, collection_id=found.collection_id)
-        self._transport.call("DropCollection", request, timeout_s=self._timeout_s)
+        self._remote.once("DropCollection", request)
 
     def close(self) -> None:
         """Closes its collections too. More than once is once."""
         for collection in list(self._collections):
             collection.close()
-        self._transport.close()
+        self._remote.transport.close()
 
     def __enter__(self) -> Self:
         return self

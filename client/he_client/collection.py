@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from he_client.rows import check_ids, encode_payloads
 from he_client.searching import Searcher
 from he_client.segments import Segment, SegmentStore, split
 from he_client.state import MAX_REBASES, Entries, State
-from he_client.transport import Transport
+from he_client.transport import Remote
 from he_engine.errors import Conflict, DuplicateIdError, InvalidInput, NotFound
 from he_engine.keys import RootKey
 from he_proto import wire
@@ -42,13 +43,12 @@ class Collection:
     def __init__(
         self,
         name: str,
-        transport: Transport,
+        remote: Remote,
         key: RootKey,
         manifest: Manifest,
         cache: PartCache,
         *,
         payloads: PayloadMode,
-        timeout_s: float,
         threads: int | None,
     ) -> None:
         self.name = name
@@ -56,14 +56,13 @@ class Collection:
         self._space = manifest.space
         self._parameters = manifest.parameters
         message = manifest.message
-        context = wire.context(name, self._parameters.digest)
+        remote = remote.of(wire.context(name, self._parameters.digest))
         direct = payloads == "direct"
         self._engine = make_engine(self._parameters, key, message.collection_id, message.engine_state, threads=threads)
-        self._store = SegmentStore(
-            transport, context, message.collection_id, key, self._engine, self._space, cache, direct, timeout_s
-        )
-        self._searcher = Searcher(transport, context, self._store, self._engine, self._space, timeout_s)
-        self._state = State(name, transport, context, key, self._store, manifest, timeout_s)
+        self._store = SegmentStore(remote, message.collection_id, key, self._engine, self._space, cache, direct)
+        self._workers = ThreadPoolExecutor(threads or os.cpu_count() or 1, "recover")  # they start when first needed
+        self._searcher = Searcher(remote, self._store, self._engine, self._space, self._workers)
+        self._state = State(name, remote, key, self._store, manifest)
         self._writing = threading.Lock()  # one insert or delete at a time; searches go on
         self._closed = False
 
@@ -184,7 +183,8 @@ class Collection:
         """The k nearest rows, best first: (d,) → [Hit], (B, d) → [[Hit]].
 
         Fewer where the collection has fewer. Raises DimensionError, NormError, InvalidInput (k < 1),
-        TamperedAnswerError before anything is decrypted, RollbackError, Unavailable.
+        TamperedAnswerError (what does not verify is not decrypted, and nothing is returned), RollbackError,
+        Unavailable.
         """
         self._require_open()
         vectors, norms, batch = self._space.queries(query)
@@ -209,4 +209,5 @@ class Collection:
     def close(self) -> None:
         """Forget secrets that are cached in native buffers; the collection can no longer be used."""
         self._closed = True
+        self._workers.shutdown()
         self._engine.close()

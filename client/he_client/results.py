@@ -30,7 +30,8 @@ class SearchReport:
     rows: int  #: rows scanned, deleted ones included
     encrypt_s: float  #: client: queries encrypted
     server_s: float  #: from the first byte sent to the last received: the server's work and the network
-    recover_s: float  #: client: verify, decrypt, rank
+    recover_s: float  #: client, after the last byte: what is left of verifying, decrypting and ranking
+    recover_work_s: float  #: client: processor time of all of it, most of which passes while answers arrive
     query_bytes: int  #: sent
     answer_bytes: int  #: received
     query_head: bytes  #: the first 16 bytes that the server saw

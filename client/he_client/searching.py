@@ -1,47 +1,69 @@
-"""One search, from vectors to hits: encrypt, send, collect, verify and decrypt, rank."""
+"""One search, from vectors to hits: encrypt, send, and verify, decrypt and rank while answers arrive."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from he_client.arrival import HEAD_BYTES, Collector, Group, grouped
 from he_client.manifest import Manifest
 from he_client.metrics import Space
 from he_client.results import Hit, SearchReport
 from he_client.segments import Segment, SegmentStore
-from he_client.transport import Transport, with_retries
-from he_engine.engine import MAX_QUERIES, ClientEngine
-from he_engine.errors import TamperedAnswerError
+from he_client.transport import Remote
+from he_engine.engine import MAX_QUERIES, Buffer, ClientEngine
+from he_engine.errors import InvalidInput
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 
 F64 = NDArray[np.float64]
-HEAD_BYTES = 16
 CALL_BYTES = 64 << 20  #: of query ciphertexts, and of answers, in one call
 
 
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Asked:
+    """One encrypted query, and what its scores need."""
+
+    query: Any
+    norm: float
+    square: float
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Found:
+    """The best rows of one group for one query, best first."""
+
+    rows: NDArray[np.intp]  #: counted over all live segments
+    near: F64  #: larger is closer
+    work_s: float  #: processor time
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Reply:
+    """All answers of one call, recovered."""
+
+    found: list[list[_Found]]  #: for each query, of each group
+    received: float  #: when the last piece had come
+    head: bytes  #: of the first piece
+
+
 class Searcher:
-    """Searches one collection; holds no state of a search."""
+    """Searches one collection; holds no state of a search. `workers` verify, decrypt and rank."""
 
     def __init__(
-        self,
-        transport: Transport,
-        context: pb.Context,
-        store: SegmentStore,
-        engine: ClientEngine,
-        space: Space,
-        timeout_s: float,
+        self, remote: Remote, store: SegmentStore, engine: ClientEngine, space: Space, workers: Executor
     ) -> None:
-        self._transport = transport
-        self._context = context
+        self._remote = remote
         self._store = store
         self._engine = engine
         self._space = space
-        self._timeout_s = timeout_s
+        self._workers = workers
 
     def search(
         self, manifest: Manifest, segments: Sequence[Segment], vectors: F64, norms: F64, k: int
@@ -50,11 +72,11 @@ class Searcher:
 
         Raises Conflict when the manifest is no longer current.
         """
-        deleted = [list(entry.deleted_rows) for entry in manifest.message.segments]
+        groups = grouped(manifest, segments)
         k = min(k, manifest.count)
         hits: list[list[Hit]] = []
-        times = np.zeros(3)  # encrypt, server, recover
-        sizes = np.zeros(2, np.int64)  # sent, received
+        times = np.zeros(4)  # encrypt, server, recover after the last byte, all work of recovery
+        query_bytes = 0
         heads = (b"", b"")
         self._store.fetch_payloads(segments)
         if k == 0:
@@ -63,85 +85,103 @@ class Searcher:
         answer_bytes = self._engine.answer_bytes_per_block * sum(s.entry.blocks for s in segments)
         together = max(1, min(MAX_QUERIES, CALL_BYTES // max(self._engine.query_bytes, answer_bytes)))
         for start in range(0, len(vectors), together):
-            group = slice(start, min(start + together, len(vectors)))
+            part = slice(start, min(start + together, len(vectors)))
             began = time.perf_counter()
-            queries = [self._engine.query(vector) for vector in vectors[group]]
+            asked = [self._encrypt(vector, norm) for vector, norm in zip(vectors[part], norms[part], strict=True)]
             sent = time.perf_counter()
             try:
-                answers = self._ask(manifest, segments, queries)
-                received = time.perf_counter()
-                for query, answer, vector, norm in zip(queries, answers, vectors[group], norms[group], strict=True):
-                    inner = self._engine.recover(query, [s.engine for s in segments], answer)
-                    square = self._engine.query_square(vector) if self._space.needs_squares else 1.0
-                    hits.append(self._rank(segments, inner, deleted, float(norm), square, k))
-                    sizes += (len(query.ciphertext), sum(len(a) for a in answer))
+                reply = self._ask(manifest, groups, asked, k)
             finally:
-                for query in queries:
-                    query.close()
-            times += (sent - began, received - sent, time.perf_counter() - received)
-            heads = (bytes(queries[0].ciphertext[:HEAD_BYTES]), bytes(answers[0][0][:HEAD_BYTES]))
+                for one in asked:
+                    one.query.close()
+            hits += [self._hits(segments, found, k) for found in reply.found]
+            ready = time.perf_counter()
+            work_s = sum(f.work_s for found in reply.found for f in found)
+            times += (sent - began, reply.received - sent, ready - reply.received, work_s)
+            query_bytes += sum(len(one.query.ciphertext) for one in asked)
+            heads = (bytes(asked[0].query.ciphertext[:HEAD_BYTES]), reply.head)
         return hits, SearchReport(
             queries=len(hits),
             rows=sum(s.entry.rows for s in segments),
             encrypt_s=float(times[0]),
             server_s=float(times[1]),
             recover_s=float(times[2]),
-            query_bytes=int(sizes[0]),
-            answer_bytes=int(sizes[1]),
+            recover_work_s=float(times[3]),
+            query_bytes=query_bytes,
+            answer_bytes=answer_bytes * len(vectors),
             query_head=heads[0],
             answer_head=heads[1],
         )
 
-    def _ask(self, manifest: Manifest, segments: Sequence[Segment], queries: Sequence[Any]) -> list[list[bytearray]]:
-        """For each query, the answer of each segment, complete. Raises TamperedAnswerError."""
+    def _encrypt(self, vector: F64, norm: float) -> _Asked:
+        square = self._engine.query_square(vector) if self._space.needs_squares else 1.0
+        return _Asked(self._engine.query(vector), float(norm), square)
+
+    def _ask(self, manifest: Manifest, groups: Sequence[Group], asked: Sequence[_Asked], k: int) -> _Reply:
+        """Send the queries; recover each group as soon as its answers are there.
+
+        The answers are read to their end at the same speed whatever is found in them, and no worker is left with
+        the queries when this ends, in whatever way. Raises TamperedAnswerError.
+        """
+        context = self._remote.context
         header = pb.AnswerHeader(
-            context=self._context,
-            collection_id=manifest.collection_id,
-            version=manifest.version,
-            queries=len(queries),
+            context=context, collection_id=manifest.collection_id, version=manifest.version, queries=len(asked)
         )
 
-        def ask() -> list[list[bytearray]]:
-            collector = _Collector(segments, len(queries), self._engine.answer_bytes_per_block)
-            requests = wire.answer_requests(header, [q.ciphertext for q in queries])
-            for response in self._transport.stream("Answer", requests, timeout_s=self._timeout_s):
-                wire.check_context(
-                    response.context,
-                    collection=self._context.collection,
-                    parameter_digest=self._context.parameter_digest,
-                )
-                collector.add(response)
-            return collector.complete()
+        def receive(responses: Iterator[pb.AnswerResponse]) -> _Reply:
+            work: dict[tuple[int, int], Future[_Found]] = {}
 
-        return with_retries(ask, timeout_s=self._timeout_s)
+            def recover(query: int, group: int, answers: list[Buffer]) -> None:
+                try:
+                    work[query, group] = self._workers.submit(self._recover, asked[query], groups[group], answers, k)
+                except RuntimeError:
+                    raise InvalidInput("the collection was closed during a search") from None
 
-    def _rank(
-        self,
-        segments: Sequence[Segment],
-        inner: list[F64],
-        deleted: list[list[int]],
-        norm: float,
-        square: float,
-        k: int,
-    ) -> list[Hit]:
-        """The best k live rows; equal scores in the order of insertion."""
-        closeness = []
-        for segment, products, gone in zip(segments, inner, deleted, strict=True):
-            scores = self._space.scores(products, segment.table.squares, norm, square)
-            near = -scores if self._space.smaller_is_closer else scores.copy()
-            near[gone] = -np.inf
-            closeness.append(near)
-        everything = np.concatenate(closeness)
-        threshold = np.partition(everything, len(everything) - k)[len(everything) - k]
-        candidates = np.flatnonzero(everything >= threshold)
-        order = candidates[np.argsort(-everything[candidates], kind="stable")][:k]
-        starts = np.cumsum([0, *(len(c) for c in closeness)])
+            collector = Collector(groups, len(asked), self._engine.answer_bytes_per_block, recover)
+            try:
+                for response in responses:
+                    wire.check_context(
+                        response.context, collection=context.collection, parameter_digest=context.parameter_digest
+                    )
+                    collector.add(response)
+                received = time.perf_counter()
+                collector.require_complete()
+                found = [[work[q, g].result() for g in range(len(groups))] for q in range(len(asked))]
+                return _Reply(found, received, collector.head)
+            finally:
+                for future in work.values():
+                    future.cancel()
+                wait(work.values())
+
+        ciphertexts = [one.query.ciphertext for one in asked]
+        return self._remote.stream("Answer", lambda: wire.answer_requests(header, ciphertexts), receive)
+
+    def _recover(self, asked: _Asked, group: Group, answers: list[Buffer], k: int) -> _Found:
+        """Verify, decrypt, and keep the k best live rows of one group."""
+        began = time.thread_time()
+        inner = self._engine.recover(asked.query, [s.engine for s in group.segments], answers)
+        near = np.concatenate(
+            [
+                self._space.scores(products, segment.table.squares, asked.norm, asked.square)
+                for segment, products in zip(group.segments, inner, strict=True)
+            ]
+        )
+        if self._space.smaller_is_closer:
+            np.negative(near, out=near)
+        near[group.deleted] = -np.inf
+        rows = _best(near, k)
+        return _Found(group.first_row + rows, near[rows], time.thread_time() - began)
+
+    def _hits(self, segments: Sequence[Segment], found: Sequence[_Found], k: int) -> list[Hit]:
+        """The k best live rows of all groups."""
+        rows = np.concatenate([f.rows for f in found])
+        near = np.concatenate([f.near for f in found])
+        starts = np.cumsum([0, *(s.entry.rows for s in segments)])
         hits = []
-        for position in order:
-            number = int(np.searchsorted(starts, position, "right")) - 1
-            row = int(position - starts[number])
-            segment = segments[number]
-            score = float(everything[position])
+        for place in _best(near, k):
+            number = int(np.searchsorted(starts, rows[place], "right")) - 1
+            segment, row = segments[number], int(rows[place] - starts[number])
+            score = float(near[place])
             hits.append(
                 Hit(
                     id=segment.table.ids[row],
@@ -152,33 +192,8 @@ class Searcher:
         return hits
 
 
-class _Collector:
-    """Puts the pieces of one call in their places; every block of every live segment, exactly once."""
-
-    def __init__(self, segments: Sequence[Segment], queries: int, bytes_per_block: int) -> None:
-        self._numbers = {s.id: number for number, s in enumerate(segments)}
-        self._seen = [[np.zeros(s.entry.blocks, bool) for s in segments] for _ in range(queries)]
-        self._answers = [[bytearray(s.entry.blocks * bytes_per_block) for s in segments] for _ in range(queries)]
-        self._bytes_per_block = bytes_per_block
-
-    def add(self, piece: pb.AnswerResponse) -> None:
-        number = self._numbers.get(piece.segment_id)
-        if number is None or piece.query >= len(self._seen):
-            raise TamperedAnswerError("answer: concerns a segment or a query that was not asked for")
-        seen = self._seen[piece.query][number]
-        first, end = piece.first_block, piece.first_block + piece.blocks
-        if (
-            not first < end <= len(seen)
-            or seen[first:end].any()
-            or len(piece.residues) != piece.blocks * self._bytes_per_block
-        ):
-            raise TamperedAnswerError("answer: a piece repeats blocks, exceeds its segment or has a wrong length")
-        seen[first:end] = True
-        where = slice(first * self._bytes_per_block, end * self._bytes_per_block)
-        self._answers[piece.query][number][where] = piece.residues
-
-    def complete(self) -> list[list[bytearray]]:
-        missing = sum(int((~seen).sum()) for row in self._seen for seen in row)
-        if missing:
-            raise TamperedAnswerError(f"answer: {missing} blocks are missing")
-        return self._answers
+def _best(near: F64, k: int) -> NDArray[np.intp]:
+    """Positions of the k largest, or of all where there are fewer; the largest first, equal ones in their order."""
+    threshold_at = max(0, len(near) - k)
+    candidates = np.flatnonzero(near >= np.partition(near, threshold_at)[threshold_at])
+    return candidates[np.argsort(-near[candidates], kind="stable")][:k]

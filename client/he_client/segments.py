@@ -14,7 +14,7 @@ from he_client.cache import PartCache
 from he_client.metrics import Space
 from he_client.results import Payload, RowId
 from he_client.rows import RowTable, decode_payload
-from he_client.transport import Transport, with_retries
+from he_client.transport import Remote
 from he_engine.engine import Advance, Buffer, ClientEngine, EncryptedRows
 from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
@@ -55,28 +55,24 @@ class SegmentStore:
 
     def __init__(
         self,
-        transport: Transport,
-        context: pb.Context,
+        remote: Remote,
         collection_id: bytes,
         key: RootKey,
         engine: ClientEngine,
         space: Space,
         cache: PartCache,
         direct_payloads: bool,
-        timeout_s: float,
     ) -> None:
-        self._transport = transport
-        self._context = context
+        self._remote = remote
         self._id = collection_id
         self._key = key
         self._engine = engine
         self._space = space
         self._cache = cache
         self._direct = direct_payloads
-        self._timeout_s = timeout_s
 
     def _aad(self, what: str) -> bytes:
-        return length_prefixed(what, self._id, self._context.parameter_digest)
+        return length_prefixed(what, self._id, self._remote.context.parameter_digest)
 
     # ---- writing ---------------------------------------------------------------------------------------
     def build(
@@ -103,9 +99,8 @@ class SegmentStore:
             fingerprint = seal(self._key, FINGERPRINT, self._aad(FINGERPRINT), encrypted.fingerprint)
             contents[pb.PART_KIND_FINGERPRINT] = fingerprint
         contents = {kind: content for kind, content in contents.items() if len(content)}
-        header = wire.segment_header(
-            self._context.collection, self._id, self._context.parameter_digest, encrypted.blocks, contents
-        )
+        context = self._remote.context
+        header = wire.segment_header(context.collection, self._id, context.parameter_digest, encrypted.blocks, contents)
         entry = pb.SegmentEntry(
             segment_id=header.segment_id, blocks=encrypted.blocks, rows=encrypted.rows, parts=header.parts
         )
@@ -124,19 +119,14 @@ class SegmentStore:
     def upload(self, segment: Segment, contents: Contents) -> None:
         """Send a built segment. The same bytes go again when the server could not be reached: it is idempotent."""
         header = pb.SegmentHeader(
-            context=self._context,
+            context=self._remote.context,
             collection_id=self._id,
             segment_id=segment.id,
             blocks=segment.entry.blocks,
             parts=segment.entry.parts,
         )
-
-        def send() -> None:
-            parts = (contents[part.kind] for part in header.parts)
-            requests = wire.segment_requests(header, parts)
-            self._transport.call("WriteSegment", requests, timeout_s=self._timeout_s)
-
-        with_retries(send, timeout_s=self._timeout_s)
+        parts = [contents[part.kind] for part in header.parts]
+        self._remote.call("WriteSegment", lambda: wire.segment_requests(header, parts))
 
     # ---- reading ---------------------------------------------------------------------------------------
     def open(self, entry: pb.SegmentEntry) -> Segment:
@@ -190,16 +180,16 @@ class SegmentStore:
 
     def _read(self, entry: pb.SegmentEntry, kind: pb.PartKind, offset: int, length: int) -> bytes:
         request = pb.ReadSegmentPartRequest(
-            context=self._context,
+            context=self._remote.context,
             segment_id=entry.segment_id,
             kind=kind,
             offset_bytes=offset,
             length_bytes=length,
         )
 
-        def receive() -> bytes:
+        def receive(responses: Iterator[pb.ReadSegmentPartResponse]) -> bytes:
             content = bytearray()
-            for response in self._transport.stream("ReadSegmentPart", request, timeout_s=self._timeout_s):
+            for response in responses:
                 content += response.chunk
                 if len(content) > length:
                     break
@@ -207,7 +197,7 @@ class SegmentStore:
                 raise TamperedDataError(f"segment part: got {len(content)} bytes, expected {length}")
             return bytes(content)
 
-        return with_retries(receive, timeout_s=self._timeout_s)
+        return self._remote.stream("ReadSegmentPart", request, receive)
 
     def payload(self, segment: Segment, row: int) -> Payload | None:
         """The payload of one row.

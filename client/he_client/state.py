@@ -14,7 +14,7 @@ from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.progress import progress_bar
 from he_client.results import RowId
 from he_client.segments import Segment, SegmentStore
-from he_client.transport import ATTEMPTS, FIRST_PAUSE_S, Transport, with_retries
+from he_client.transport import ATTEMPTS, FIRST_PAUSE_S, Remote
 from he_engine.errors import Conflict, InvalidInput, NotFound, TamperedDataError, Unavailable
 from he_engine.keys import RootKey
 from he_proto import wire
@@ -28,22 +28,11 @@ Entries = list[pb.SegmentEntry]
 class State:
     """Of one open collection. Thread-safe. `current`: the manifest, and its segments in the manifest's order."""
 
-    def __init__(
-        self,
-        name: str,
-        transport: Transport,
-        context: pb.Context,
-        key: RootKey,
-        store: SegmentStore,
-        manifest: Manifest,
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, name: str, remote: Remote, key: RootKey, store: SegmentStore, manifest: Manifest) -> None:
         self._name = name
-        self._transport = transport
-        self._context = context
+        self._remote = remote
         self._key = key
         self._store = store
-        self._timeout_s = timeout_s
         self._lock = threading.RLock()
         self._open: dict[bytes, Segment] = {}
         self._positions: dict[RowId, tuple[bytes, int]] = {}
@@ -77,11 +66,7 @@ class State:
             raise Conflict(f"collection {self._name!r}: changes faster than it can be read; try again")
 
     def _read(self) -> Manifest:
-        request = pb.ReadManifestRequest(context=self._context)
-        response = with_retries(
-            lambda: self._transport.call("ReadManifest", request, timeout_s=self._timeout_s),
-            timeout_s=self._timeout_s,
-        )
+        response = self._remote.call("ReadManifest", pb.ReadManifestRequest(context=self._remote.context))
         if response.collection_id != self.manifest.collection_id:
             raise NotFound(f"collection {self._name!r}: was dropped, and another has its name now")
         return open_manifest(self._key, self._name, response)
@@ -104,14 +89,14 @@ class State:
                 if len(sealed) > wire.MAX_MANIFEST_BYTES:
                     raise InvalidInput("the collection has too many segments or deleted rows for one manifest")
                 request = pb.CommitManifestRequest(
-                    context=self._context,
+                    context=self._remote.context,
                     collection_id=base.collection_id,
                     expected_version=base.version,
                     sealed_manifest=sealed,
                     live_segments=[s.segment_id for s in following.segments],
                 )
                 try:
-                    self._transport.call("CommitManifest", request, timeout_s=self._timeout_s)
+                    self._remote.once("CommitManifest", request)
                     return self._adopt(manifest, built)
                 except (Conflict, Unavailable) as error:
                     tried.add(manifest.sha256)

@@ -1,6 +1,6 @@
-"""How calls reach a server: over gRPC, or into the same service in this process.
+"""How calls reach a server: over gRPC, or into the same service in this process; which are repeated, and when.
 
-Both offer the same two verbs, raise the same errors, and take and give the same messages.
+Both transports offer the same two verbs, raise the same errors, and take and give the same messages.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from he_engine.errors import HesearchError, Unavailable
 from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 
 T = TypeVar("T")
@@ -77,18 +79,49 @@ class GrpcTransport:
         self._channel.close()
 
 
-def with_retries(action: Callable[[], T], *, timeout_s: float) -> T:
-    """`action()`, again after a pause while it raises Unavailable: only for calls that may be repeated.
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A server as callers see it: the way to it, the deadline of every call, and what goes into every request.
 
-    At most ATTEMPTS times, pauses doubling from 0.1 s with jitter, and never past `timeout_s` from now.
+    `request`: a message; where the method takes several, a function that gives an iterator of them, since each
+    attempt sends them from the first one.
     """
-    end = time.monotonic() + timeout_s
-    for attempt in range(ATTEMPTS):
-        try:
-            return action()
-        except Unavailable:
-            pause = FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)
-            if attempt == ATTEMPTS - 1 or time.monotonic() + pause > end:
-                raise
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+
+    transport: Transport
+    timeout_s: float
+    context: pb.Context = field(default_factory=pb.Context)  #: of the collection
+
+    def of(self, context: pb.Context) -> Remote:
+        """The same server, for this collection."""
+        return replace(self, context=context)
+
+    def once(self, method: str, request: Any) -> Any:
+        """One response. For calls that must not be repeated blindly."""
+        return self.transport.call(method, _message(request), timeout_s=self.timeout_s)
+
+    def call(self, method: str, request: Any) -> Any:
+        """One response; asked for again while the server is Unavailable."""
+        return self._repeated(lambda: self.once(method, request))
+
+    def stream(self, method: str, request: Any, receive: Callable[[Iterator[Any]], T]) -> T:
+        """`receive(responses)`; again, with all responses from the first one, while the server is Unavailable."""
+        return self._repeated(
+            lambda: receive(self.transport.stream(method, _message(request), timeout_s=self.timeout_s))
+        )
+
+    def _repeated(self, action: Callable[[], T]) -> T:
+        """At most ATTEMPTS times, pauses doubling from 0.1 s with jitter, and never past `timeout_s` from now."""
+        end = time.monotonic() + self.timeout_s
+        for attempt in range(ATTEMPTS):
+            try:
+                return action()
+            except Unavailable:
+                pause = FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)
+                if attempt == ATTEMPTS - 1 or time.monotonic() + pause > end:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+def _message(request: Any) -> Any:
+    return request() if callable(request) else request

@@ -83,7 +83,7 @@ def compare(asked: Asked, data: Data, plaintext: PlaintextSearch, text: str, vec
         recall_at_10=recall(data.vectors, vector[None], [rows], RECALL_K)[0],
         encrypt_s=statistics.median(cost.encrypt_s for cost in costs),
         server_s=statistics.median(cost.server_s for cost in costs),
-        recover_s=statistics.median(cost.recover_s for cost in costs),
+        recover_s=statistics.median(cost.recover_work_s for cost in costs),
         plaintext_s=plaintext.seconds(vector, RECALL_K, REPEATS),
         query_bytes=costs[0].query_bytes,
         answer_bytes=costs[0].answer_bytes,
