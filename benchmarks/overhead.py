@@ -2,167 +2,135 @@
 
     python -m benchmarks.overhead --rows 100000 --dim 512 --profile compact --threads 1 --json out.json
 
-First correctness (score error against float64, recall@10), then time: our server's answer, FAISS `IndexFlatIP`
-and NumPy take turns on the same rows, and medians are compared. TenSEAL, where installed, is measured per row on a
-sample (and extrapolated: marked so) and dimension-packed on a sample of whole blocks.
+First correctness (ours: score error against float64, recall@10; of each peer: benchmarks.peers.check), then time: our
+server's answer, a plain sum over the bytes of our index and the plaintext searches take turns on the same rows, and
+medians are compared. TenSEAL and OpenFHE are measured on samples, on one thread, and extrapolated to all rows.
+`--approximate` adds HNSW and IVF, what a plaintext user may choose instead of reading every row, and an encrypted
+search cannot: the price of exactness and secrecy. Building either takes many minutes at 1,000,000 rows. These rows are
+clustered and the queries lie near some of them, which makes both look better than on real embeddings.
 
-JSON keys (stable): `machine`, `arguments`, `times_s` (medians, minima, maxima), `read_bandwidth_gb_s`,
-`ratio_server_vs_faiss` (our server time / FAISS), `ratio_server_vs_best_plaintext` (/ the better of FAISS and
-NumPy), `ratio_tenseal_vs_hint` (per-row TenSEAL, extrapolated / ours), `ratio_tenseal_packed_vs_hint`,
-`recall_at_10`, `score_error_std`, `score_error_max`, `expected_score_error_std`, `integer_identical` (`exact`:
-bit-identical to the plaintext integer search; else null), `query_bytes`, `answer_bytes_per_row`,
-`index_bytes_per_row`, `index_bytes_per_coordinate`, `hint_bytes_per_row`, `client_cache_bytes_per_row`,
-`encrypt_rows_per_s`, `client_query_s`, `client_recover_s`. A peer that is not installed has null. The hint and the
-cache (hint and fingerprint) count as downloaded and kept on disk; in memory a hint is expanded to 4·P·g bytes a row.
+JSON keys (stable):
+    machine, versions, arguments
+    times_s                              candidate → median, min, max of one query over all rows, on `--threads` (but
+                                         `hnsw`, `ivf`: one); `server`, `read` (that sum), the plaintext `--peers`
+    read_bandwidth_gb_s, server_gb_s     bytes of our index / the median of `read`, of `server`
+    ratio_server_vs_plain_read           the second as a share of the first: higher is better
+    ratio_server_vs_…                    our server time / `faiss`, `faiss_all` (all cores), `hnsw`, `ivf`,
+                                         `best_plaintext` (the better of FAISS and NumPy at this thread count)
+    ratio_tenseal_vs_hint                one dot product a row / ours
+    ratio_{tenseal,openfhe}_packed_vs_hint                   dimension-packed, two rows a slot: the strongest form
+    ratio_{tenseal,openfhe}_packed_one_row_a_slot_vs_hint    the usual form; derived, twice that
+    tenseal, openfhe                     their samples: benchmarks.peers.measure_encrypted
+    approximate                          `hnsw`, `ivf` → build_s (all cores), bytes, parameter, value (the smallest
+                                         power of two that reaches recall@10 0.95 on tuning queries),
+                                         tuning_recall_at_10, recall_at_10 (of other queries)
+    recall_at_10, score_error_std, score_error_max, expected_score_error_std
+    integer_identical                    `exact`: bit-identical to the plaintext integer search; else null
+    query_bytes, answer_bytes_per_row, index_bytes_per_row, index_bytes_per_coordinate
+    hint_bytes_per_row, client_cache_bytes_per_row (hint and fingerprint)    as downloaded and kept on disk; in memory a
+                                         hint is expanded to 4·P·g bytes a row
+    encrypt_rows_per_s, client_query_s, client_recover_s
+A peer that is not installed or not asked for has null.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe, read_bandwidth_gb_s
-from benchmarks.subjects import Subject
-from benchmarks.timing import alternate
-from he_engine.params import Parameters
+from benchmarks import peers
+from benchmarks.machine import describe
+from benchmarks.subjects import PIECE_ROWS, Subject, check
+from benchmarks.timing import Timing, alternate
+from he_engine.kernels._answer import targets
 
 F64 = NDArray[np.float64]
 QUERIES = 10  #: for correctness
+TUNING = 100  #: to choose efSearch and nprobe; as many again for their recall
 ENCRYPTIONS = 4  #: of all rows; the first warms up, the median of the others counts
-SAMPLE_ROWS = 20  #: per-row TenSEAL
-PACKED_ROWS = 4096  #: dimension-packed TenSEAL
+SAMPLE_ROWS = 4096  #: for TenSEAL and OpenFHE
 FIRST_SEED = 1
 
 
-def make_data(rows: int, dim: int) -> tuple[F64, F64]:
+def make_data(rows: int, dim: int, queries: int = QUERIES) -> tuple[F64, F64]:
     """Unit rows in overlapping clusters, and unit queries near some rows; seeded."""
     rng = np.random.default_rng(FIRST_SEED)
     centres = rng.standard_normal((256, dim), dtype=np.float32)
-    data = centres[rng.integers(0, 256, rows)]
-    data += rng.standard_normal((rows, dim), dtype=np.float32)
-    unit = data / np.linalg.norm(data.astype(np.float64), axis=1, keepdims=True)
-    queries = unit[rng.integers(0, rows, QUERIES)] + 0.3 * rng.standard_normal((QUERIES, dim)) / np.sqrt(dim)
-    return unit, queries / np.linalg.norm(queries, axis=1, keepdims=True)
-
-
-def check(subject: Subject, data: F64, queries: F64) -> dict[str, Any]:
-    """Score error and recall of the whole encrypted path against float64; nothing is timed before this."""
-    errors, found, identical = [], [], True
-    hint = subject.parameters if isinstance(subject.parameters, Parameters) else None
-    s = hint.quantiser if hint is not None else 0  # 0: not `exact`
-    integers = np.rint(data * s) if s else None
-    for vector in queries:
-        query = subject.client.query(vector)
-        scores = subject.scores(query, subject.answer(query))
-        truth = data @ vector
-        errors.append(scores - truth)
-        best = np.argsort(-scores, kind="stable")[:10]
-        threshold = np.partition(truth, len(truth) - 10)[len(truth) - 10]
-        found.append(np.mean(truth[best] >= threshold))
-        if integers is not None:
-            wanted = integers @ np.rint(vector * s) / float(s * s)
-            identical = identical and bool(np.array_equal(scores, wanted))
-    difference = np.concatenate(errors)
-    return {
-        "recall_at_10": float(np.mean(found)),
-        "score_error_std": float(difference.std()),
-        "score_error_max": float(np.abs(difference).max()),
-        "expected_score_error_std": hint.score_error_std if hint is not None else None,
-        "integer_identical": identical if s else None,
-    }
-
-
-def blas_threads(threads: int) -> AbstractContextManager[object]:
-    """NumPy's matrix product on so many threads; without threadpoolctl on as many as it likes, and said so."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        print("NumPy's threads are not limited: pip install '.[bench]'", file=sys.stderr)
-        return nullcontext()
-    limits: AbstractContextManager[object] = threadpool_limits(threads)
-    return limits
-
-
-def plaintext_peers(rows: F64, query: F64, threads: int) -> dict[str, Any]:
-    """Callables that answer one query in float32 plaintext: all scores (NumPy) or the ten best (FAISS)."""
-    data, vector = rows.astype(np.float32), query.astype(np.float32)
-    peers: dict[str, Any] = {"numpy": lambda: data @ vector}
-    try:
-        import faiss
-    except ImportError:
-        print("FAISS is not installed: pip install '.[bench]'", file=sys.stderr)
-        return peers
-    faiss.omp_set_num_threads(threads)
-    flat = faiss.IndexFlatIP(data.shape[1])
-    flat.add(data)
-    peers["faiss"] = lambda: flat.search(vector[None], 10)
-    return peers
-
-
-def tenseal_peers(data: F64, queries: F64) -> dict[str, Any]:
-    """Seconds a row of TenSEAL, per row and dimension-packed; {} where it is not installed."""
-    try:
-        from benchmarks import tenseal_peer
-    except ImportError:
-        print("TenSEAL is not installed: pip install '.[tenseal]'", file=sys.stderr)
-        return {}
-    return tenseal_peer.measure(data, queries[0], sample_rows=SAMPLE_ROWS, packed_rows=PACKED_ROWS)
+    clusters = rng.integers(0, 256, rows)
+    unit = np.empty((rows, dim))
+    for first in range(0, rows, PIECE_ROWS):
+        piece = centres[clusters[first : first + PIECE_ROWS]]
+        piece += rng.standard_normal(piece.shape, dtype=np.float32)
+        lengths = np.linalg.norm(piece.astype(np.float64), axis=1, keepdims=True)
+        np.divide(piece, lengths, out=unit[first : first + PIECE_ROWS])
+    near = unit[rng.integers(0, rows, queries)] + 0.3 * rng.standard_normal((queries, dim)) / np.sqrt(dim)
+    return unit, near / np.linalg.norm(near, axis=1, keepdims=True)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    data, queries = make_data(arguments.rows, arguments.dim)
+    names, rows, threads = peers.available(arguments.peers), arguments.rows, arguments.threads
+    tuning = TUNING if set(names) & set(peers.APPROXIMATE) else 0
+    data, queries = make_data(rows, arguments.dim, QUERIES + 2 * tuning)
+    tests, tuning_queries, others = np.split(queries, [QUERIES, QUERIES + tuning])
     with tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder:
-        repeats = ENCRYPTIONS if arguments.engine == "hint" else 1
         subject = Subject(
-            Path(folder), data, arguments.engine, arguments.profile, arguments.stride, arguments.threads, repeats
+            Path(folder),
+            data,
+            arguments.engine,
+            arguments.profile,
+            arguments.stride,
+            threads,
+            ENCRYPTIONS if arguments.engine == "hint" else 1,
+            arguments.target,
         )
-        figures = check(subject, data, queries)
-        query = subject.client.query(queries[0])
+        figures = check(subject, data, tests)
+        truths = [peers.find_truth(data, part) for part in (tests, tuning_queries, others)]
+        plain, sample = data.astype(np.float32), data[:SAMPLE_ROWS].copy()
+        del data
+        searches = peers.exact_peers(names, plain, threads)
+        for name, peer in searches.items():
+            peers.check(name, peer, plain, tests, truths[0])
+        inexact, approximate = peers.approximate_peers(names, plain, tuning_queries, truths[1])
+        for name, peer in inexact.items():
+            approximate[name]["recall_at_10"] = peers.check(name, peer, plain, others, truths[2])
+        vector, vector32 = tests[0], tests[0].astype(np.float32)
+        query = subject.client.query(vector)
         answer = subject.answer(query)
-        candidates = {
-            "server": lambda: subject.answer(query),
-            **plaintext_peers(data, queries[0], arguments.threads),
+        candidates = {"server": lambda: subject.answer(query), "read": subject.read} | {
+            name: partial(peer.answer, vector32) for name, peer in (searches | inexact).items()
         }
-        with blas_threads(arguments.threads):
+        with peers.limit_threads(threads):
             times = alternate(candidates, arguments.rounds)
-        vector = queries[0]
         client = alternate(
             {"query": lambda: subject.client.query(vector), "recover": lambda: subject.scores(query, answer)},
             arguments.rounds,
         )
         subject.close()
-    server = times["server"].median_s
-    best = min(t.median_s for name, t in times.items() if name != "server")
-    tenseal = {} if arguments.engine == "tenseal" else tenseal_peers(data, queries)
-    rows = arguments.rows
-
-    def against(seconds_per_row: float | None) -> float | None:
-        return None if seconds_per_row is None else seconds_per_row * rows / server
-
+    samples = peers.measure_encrypted(names, sample, vector) if arguments.engine == "hint" else {}
+    index_bytes = subject.index.length_bytes
     return {
         "machine": describe(),
+        "versions": versions(),
         "arguments": {k: v for k, v in vars(arguments).items() if k != "json"},
-        "read_bandwidth_gb_s": read_bandwidth_gb_s(),
-        "server_gb_s": subject.index.length_bytes / server / 1e9,
+        "read_bandwidth_gb_s": index_bytes / times["read"].median_s / 1e9,
+        "server_gb_s": index_bytes / times["server"].median_s / 1e9,
         "times_s": {name: {"median": t.median_s, "min": t.minimum_s, "max": t.maximum_s} for name, t in times.items()},
-        "ratio_server_vs_faiss": server / times["faiss"].median_s if "faiss" in times else None,
-        "ratio_server_vs_best_plaintext": server / best,
-        "ratio_tenseal_vs_hint": against(tenseal.get("per_row_s_per_row")),
-        "ratio_tenseal_packed_vs_hint": against(tenseal.get("packed_s_per_row")),
-        "tenseal": tenseal or None,
+        **ratios(times, samples, rows),
+        "approximate": {name: approximate.get(name) for name in peers.APPROXIMATE},
+        **{name: samples.get(name) for name in peers.ENCRYPTED},
         **figures,
         "query_bytes": len(query.ciphertext),
         "answer_bytes_per_row": len(answer) / rows,
-        "index_bytes_per_row": subject.index.length_bytes / rows,
-        "index_bytes_per_coordinate": subject.index.length_bytes / rows / arguments.dim,
+        "index_bytes_per_row": index_bytes / rows,
+        "index_bytes_per_coordinate": index_bytes / rows / arguments.dim,
         "hint_bytes_per_row": subject.hint_bytes / rows,
         "client_cache_bytes_per_row": subject.cache_bytes / rows,
         "encrypt_rows_per_s": rows / subject.encrypt_s,
@@ -171,18 +139,64 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def ratios(times: dict[str, Timing], samples: dict[str, dict[str, Any]], rows: int) -> dict[str, float | None]:
+    """Our server's median beside each other one; null for what was not measured."""
+    server = times["server"].median_s
+
+    def over(*names: str) -> float | None:
+        measured = [times[name].median_s for name in names if name in times]
+        return server / min(measured) if measured else None
+
+    def under(library: str, form: str) -> float | None:
+        seconds_per_row = samples.get(library, {}).get(f"{form}_s_per_row")
+        return None if seconds_per_row is None else seconds_per_row * rows / server
+
+    return {
+        "ratio_server_vs_plain_read": times["read"].median_s / server,
+        "ratio_server_vs_faiss": over("faiss"),
+        "ratio_server_vs_faiss_all": over("faiss_all"),
+        "ratio_server_vs_best_plaintext": over("faiss", "numpy"),
+        "ratio_server_vs_hnsw": over("hnsw"),
+        "ratio_server_vs_ivf": over("ivf"),
+        "ratio_tenseal_vs_hint": under("tenseal", "per_row"),
+        "ratio_tenseal_packed_vs_hint": under("tenseal", "packed"),
+        "ratio_tenseal_packed_one_row_a_slot_vs_hint": under("tenseal", "packed_one_row_a_slot"),
+        "ratio_openfhe_packed_vs_hint": under("openfhe", "packed"),
+        "ratio_openfhe_packed_one_row_a_slot_vs_hint": under("openfhe", "packed_one_row_a_slot"),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the libraries that peers run on."""
+    found: dict[str, str | None] = {}
+    for name in ("faiss-cpu", "tenseal", "openfhe"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def report(figures: dict[str, Any]) -> str:
     """A table for people."""
-    lines = [f"{figures['machine']['cpu']}, {figures['machine']['kernel_targets'][0]}"]
+    machine, arguments = figures["machine"], figures["arguments"]
+    lines = [f"{machine['cpu']}, {arguments['target'] or machine['kernel_targets'][0]}, {arguments['threads']} threads"]
     for name, t in figures["times_s"].items():
         lines.append(f"  {name:<10} {t['median'] * 1e3:9.2f} ms   ({t['min'] * 1e3:.2f} to {t['max'] * 1e3:.2f})")
+    for name, one in figures["approximate"].items():
+        if one is not None:
+            lines.append(
+                f"  {name}: {one['parameter']} = {one['value']}, recall@10 {one['recall_at_10']:.4f}, "
+                f"built in {one['build_s']:.0f} s, {one['bytes'] / 1e6:.0f} MB; ours reads every row"
+            )
     for key, value in figures.items():
-        if isinstance(value, bool | int | float) or value is None:
-            lines.append(f"  {key:<34} {value if value is None or isinstance(value, bool) else format(value, '.5g')}")
-    return "\n".join(lines)
+        if isinstance(value, bool | int | float):
+            lines.append(f"  {key:<44} {value if isinstance(value, bool) else format(value, '.5g')}")
+    missing = [key for key, value in figures.items() if value is None]
+    return "\n".join([*lines, f"  not measured, or not of this profile: {', '.join(missing) or 'nothing'}"])
 
 
-def main() -> int:
+def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.overhead",
         description="Cost of one encrypted query beside the same query in plaintext.",
@@ -193,11 +207,18 @@ def main() -> int:
     parser.add_argument("--profile", choices=("exact", "compact", "precise"))
     parser.add_argument("--stride", type=int)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--target", choices=targets(), default="", help="our kernels' instruction set (default: best)")
     parser.add_argument("--rounds", type=int, default=15, help="alternating timed runs (default 15)")
+    parser.add_argument("--peers", nargs="*", choices=peers.NAMES, help="default: all but hnsw and ivf")
+    parser.add_argument("--approximate", action="store_true", help="hnsw and ivf too (minutes to build)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.engine == "hint" and arguments.profile is None:
         arguments.profile = "exact"
+    if arguments.peers is None:
+        arguments.peers = [name for name in peers.NAMES if name not in peers.APPROXIMATE]
+    if arguments.approximate:
+        arguments.peers += [name for name in peers.APPROXIMATE if name not in arguments.peers]
     figures = measure(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -3,21 +3,20 @@
     per row   `CKKSVector.dot`, N = 4096, q = [39, 30, 39] bits, scale 2^30, encrypted query × encrypted row. The server
               holds relinearisation and Galois keys.
     packed    one ciphertext a coordinate, 4,096 rows a block, size-3 answers: what our `tenseal` engine computes, here
-              in this process with everything parsed beforehand. The server holds no key.
+              in this process with everything parsed beforehand. Two rows share a complex slot, where the usual form
+              has one: half the time a row. The server holds no key.
 
-Each: `prepare()` encrypts and returns how exact its scores are; nothing is timed before that. Then `run_once()` is
-one query over all its rows on one thread, encrypted inputs to encrypted outputs, for a caller that takes turns.
+Each is a benchmarks.peers.EncryptedPeer.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.timing import alternate
+from benchmarks.peers import Correctness, EncryptedPeer, check_scores
 from he_engine.engine import Buffer
 from he_engine.tenseal_client import TensealClient, TensealSegment, generate_state
 from he_engine.tenseal_format import CIPHERTEXT_BYTES, ROWS_PER_BLOCK, score_error_std
@@ -25,40 +24,23 @@ from he_engine.tenseal_ring import sealapi
 from he_engine.tenseal_worker import PARSED_BYTES, Scorer, Source
 
 F64 = NDArray[np.float64]
+SAMPLE_ROWS = 20  #: per row: milliseconds each
 #: `dot` takes the rescaling prime for the scale: a relative error of 1e-3. Other primes are silently wrong by far
 #: more ([36, 36, 37], say): such a run is not timed.
 PER_ROW_TOLERANCE = 5e-3
-ROUNDS = 3
 
 sealapi()  # MissingExtra, an ImportError, at import and not half-way
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Correctness:
-    """Of one peer's decrypted scores against float64."""
-
-    rows: int
-    score_error_std: float
-    score_error_max: float
-    index_bytes_per_row: float
-    query_bytes: int
-
-
-def _checked(scores: F64, rows: F64, vector: F64, tolerance: float, index_bytes: int, query_bytes: int) -> Correctness:
-    errors = np.abs(scores - rows @ vector)
-    if not errors.max() < tolerance:
-        raise AssertionError(f"scores: the largest error is {errors.max():.2g}, expected under {tolerance:.2g}")
-    return Correctness(
-        rows=len(rows),
-        score_error_std=float(np.std(scores - rows @ vector)),
-        score_error_max=float(errors.max()),
-        index_bytes_per_row=index_bytes / len(rows),
-        query_bytes=query_bytes,
-    )
+def peers(rows: F64, vector: F64) -> dict[str, EncryptedPeer]:
+    """Both, on samples of rows (n, d): the first 20, and one whole block (a partial one would cost as much). Per row is
+    left out for more dimensions than slots."""
+    packed: dict[str, EncryptedPeer] = {"packed": Packed(np.resize(rows, (ROWS_PER_BLOCK, rows.shape[1])), vector)}
+    return packed if rows.shape[1] > 2048 else {"per_row": PerRow(rows[:SAMPLE_ROWS], vector), **packed}
 
 
 class PerRow:
-    """rows (n, d), vector (d,): unit vectors, d ≤ 2048. n is a sample: a row takes milliseconds."""
+    """rows (n, d), vector (d,): unit vectors, d ≤ 2048."""
 
     def __init__(self, rows: F64, vector: F64) -> None:
         self._rows, self._vector = rows, vector
@@ -74,15 +56,21 @@ class PerRow:
         self._encrypted = [tenseal.ckks_vector(context, row.tolist()) for row in self._rows]
         self._query = tenseal.ckks_vector(context, self._vector.tolist())
         scores = np.array([score.decrypt()[0] for score in self.run_once()])
-        sizes = len(self._encrypted[0].serialize()) * len(self._rows), len(self._query.serialize())
-        return _checked(scores, self._rows, self._vector, PER_ROW_TOLERANCE, *sizes)
+        return check_scores(
+            scores,
+            self._rows,
+            self._vector,
+            tolerance=PER_ROW_TOLERANCE,
+            index_bytes=len(self._encrypted[0].serialize()) * len(self._rows),
+            query_bytes=len(self._query.serialize()),
+        )
 
     def run_once(self) -> list[Any]:
         return [row.dot(self._query) for row in self._encrypted]
 
 
 class Packed:
-    """rows (n, d), vector (d,): unit vectors. Whole blocks of 4,096 rows are fair: a partial one costs as much."""
+    """rows (n, d), vector (d,): unit vectors."""
 
     def __init__(self, rows: F64, vector: F64) -> None:
         self._rows, self._vector = rows, vector
@@ -99,8 +87,14 @@ class Packed:
         self._scorer = Scorer(dim, (encrypted.blocks + 1) * dim * PARSED_BYTES)
         (answer,) = self.run_once()
         (scores,) = client.recover(query, [TensealSegment(encrypted.rows, encrypted.blocks)], [answer])
-        sizes = len(encrypted.index), len(query.ciphertext)
-        return _checked(scores, self._rows, self._vector, 8 * score_error_std(), *sizes)
+        return check_scores(
+            scores,
+            self._rows,
+            self._vector,
+            tolerance=8 * score_error_std(),
+            index_bytes=len(encrypted.index),
+            query_bytes=len(query.ciphertext),
+        )
 
     def run_once(self) -> list[bytes]:
         assert self._scorer is not None, "prepare first"
@@ -116,28 +110,3 @@ def _sources(buffer: Buffer, dim: int, name: str) -> list[Source]:
         )
 
     return [source(start) for start in range(0, len(view), step)]
-
-
-def measure(
-    rows: NDArray[Any],
-    vector: NDArray[Any],
-    *,
-    sample_rows: int,
-    packed_rows: int = ROWS_PER_BLOCK,
-    rounds: int = ROUNDS,
-) -> dict[str, Any]:
-    """Both peers in turn on the first rows: `{per_row,packed}_s_per_row` (median), and their correctness.
-
-    Per row is None for more dimensions than slots. Raises AssertionError where scores are wrong.
-    """
-    rows, vector = np.asarray(rows[: max(sample_rows, packed_rows)], np.float64), np.asarray(vector, np.float64)
-    peers: dict[str, PerRow | Packed] = {"packed": Packed(rows[:packed_rows], vector)}
-    if rows.shape[1] <= 2048:
-        peers["per_row"] = PerRow(rows[:sample_rows], vector)
-    figures = {name: peer.prepare() for name, peer in peers.items()}
-    times = alternate({name: peer.run_once for name, peer in peers.items()}, rounds)
-    out: dict[str, Any] = {"per_row_s_per_row": None}
-    for name, figure in figures.items():
-        out[f"{name}_s_per_row"] = times[name].median_s / figure.rows
-        out[name] = asdict(figure) | {"median_s": times[name].median_s}
-    return out

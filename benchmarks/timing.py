@@ -6,6 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +20,11 @@ class Timing:
     maximum_s: float
 
 
-def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def alternate(candidates: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, Timing]:
     """Run every candidate once to warm up, then all of them in turn, `rounds` times."""
     for run in candidates.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    times: dict[Name, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
             start = time.perf_counter()
