@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from he_engine.kernels._answer import targets
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, instruction sets, memory, Python: what a reader needs to place the figures."""
+    """Processor, cores, instruction sets, memory, versions: what a reader needs to place the figures."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -29,18 +29,16 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "grpcio": version("grpcio"),
+        "protobuf": version("protobuf"),
     }
 
 
-def read_bandwidth_gb_s(megabytes: int = 512, repeats: int = 5) -> float:
-    """The best of `repeats` plain sums over memory, one thread: the ceiling of any scan."""
-    words = np.ones(megabytes << 17, np.uint64)
-    best = 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        words.sum()
-        best = max(best, words.nbytes / (time.perf_counter() - start) / 1e9)
-    return best
+def last_level_cache_bytes() -> int:
+    """Of the first processor's largest cache; 64 MB where the system does not say."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=64_000_000)
 
 
 def print_json(figures: dict[str, Any], path: Path | None) -> None:

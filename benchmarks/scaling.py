@@ -1,37 +1,49 @@
-"""How one query grows: time a row against the number of rows, for dimensions and profiles. Asserts nothing; plots.
+"""How one query grows: time a row against the number of rows, for dimensions, profiles and strides. Asserts nothing.
 
-    python -m benchmarks.scaling --max-gb 2 --json out.json --plot out.svg
+    python -m benchmarks.scaling --json out.json
 
-Rows start at 10,000 and double while an index has at most `--max-gb`. Each point is the median of alternating runs of
-our server and FAISS on one thread. Blocks repeat a few random ones (residues are random anyway): what is timed is the
-answer alone; precision is `benchmarks.overhead`'s and `benchmarks.icd`'s business.
+Rows start at 10,000 and double while an index has at most `--max-gb` (d = 512) or OTHER_GB (other dimensions). Each
+point is the median of alternating runs of our server's answer and FAISS `IndexFlatIP`, one thread each. Every index is
+the beginning of one file of random residues (residues are random anyway): what is timed is the answer alone. Precision
+is that of the parameters; `benchmarks.overhead` and `benchmarks.icd` measure it.
 
-JSON: `machine`, `arguments`, `points`: a list of {profile, dim, stride, rows, index_bytes, server_s, server_ns_per_row,
-server_gb_s, faiss_s, faiss_ns_per_row, query_bytes, answer_bytes_per_row, score_error_std}.
+JSON keys (stable): `machine`, `arguments`, `cache_bytes` (of the last level), `points` and `strides` (d = 512 and
+STRIDE_ROWS rows, every stride that the parameters allow): lists of {profile, dim, stride, rows, index_bytes, server_s,
+server_ns_per_row, server_gb_s, faiss_s, faiss_ns_per_row (null without FAISS), query_bytes, answer_bytes_per_row,
+hint_bytes_per_row, score_error_std}; `flatness`: a list of {profile, dim, points, server, faiss}, the largest
+nanoseconds a row / the smallest, over the `points` whose index is larger than the cache (FAISS's rows in those points).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, last_level_cache_bytes, print_json
 from benchmarks.timing import alternate
 from he_engine.engine import IndexFile
+from he_engine.errors import ParameterError
 from he_engine.hint_server import HintServer
-from he_engine.params import Parameters
+from he_engine.params import RINGS, Parameters, Profile, max_stride
 
 DIMS = (128, 256, 512, 768, 1024)
-PROFILES = ("compact", "exact")
+PROFILES = ("compact", "exact", "precise")
+MAIN_DIM = 512
+OTHER_GB = 1.0
+STRIDE_ROWS = 100_000
 FIRST_ROWS = 10_000
 SEED = 1
+_UNIT_BYTES = 32 << 20
+_SMALLEST_PRIME = min(q for ring in RINGS.values() for q in ring.primes)
+
+Point = dict[str, Any]
 
 
 def sizes(bytes_per_row: float, max_bytes: float) -> Iterator[int]:
@@ -41,47 +53,73 @@ def sizes(bytes_per_row: float, max_bytes: float) -> Iterator[int]:
         rows *= 2
 
 
-def random_blocks(p: Parameters, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, words) canonical residues."""
-    per_prime = p.block_words // len(p.ring.primes)
-    parts = [rng.integers(0, q, (count, per_prime), dtype=np.uint32) for q in p.ring.primes]
-    return np.concatenate(parts, axis=1)
+def strides(profile: str, dim: int) -> list[int]:
+    """Every stride that Parameters allows, ascending."""
+    allowed, stride = [], 1
+    while stride <= max_stride(RINGS[Profile(profile)]):
+        with contextlib.suppress(ParameterError):  # its scores would not be exact, or would wrap
+            allowed.append(Parameters.choose(profile, dim, stride).stride)
+        stride *= 2
+    return allowed
 
 
-def measure(p: Parameters, rows: int, folder: Path, rounds: int) -> dict[str, Any]:
-    rng = np.random.default_rng(SEED)
-    blocks = p.blocks_for(rows)
-    some = random_blocks(p, min(blocks, 8), rng)
-    path = folder / "index"
-    with path.open("wb") as file:
-        for first in range(0, blocks, len(some)):
-            file.write(some[: blocks - first].tobytes())
-    index = IndexFile(path, 0, blocks * some.shape[1] * 4, blocks)
-    query = random_blocks(p, 1, rng).tobytes()
-    server = HintServer(p)
-    unit = max(1, (16 << 20) // server.index_bytes_per_block)
+class Residues:
+    """A file of random words under every prime: canonical residues, whatever the layout."""
+
+    def __init__(self, path: Path, length_bytes: int) -> None:
+        some = np.random.default_rng(SEED).integers(0, _SMALLEST_PRIME, _UNIT_BYTES // 4, np.uint32)
+        self._path, self._some = path, some
+        with path.open("wb") as file:
+            for start in range(0, length_bytes, _UNIT_BYTES):
+                file.write(some[: (length_bytes - start) // 4].data)
+
+    def index(self, p: Parameters, rows: int) -> IndexFile:
+        blocks = p.blocks_for(rows)
+        return IndexFile(self._path, 0, 4 * p.block_words * blocks, blocks)
+
+    def query(self, p: Parameters) -> bytes:
+        return np.resize(self._some, p.block_words).tobytes()
+
+
+class PlainRows:
+    """FAISS over a growing number of rows of one dimension; None where it is not installed."""
+
+    def __init__(self, dim: int) -> None:
+        self._piece = np.random.default_rng(SEED).standard_normal((FIRST_ROWS, dim), dtype=np.float32)
+        self._index: Any = None
+        try:
+            import faiss
+        except ImportError:
+            print("FAISS is not installed: pip install '.[bench]'", file=sys.stderr)
+            return
+        faiss.omp_set_num_threads(1)
+        self._index = faiss.IndexFlatIP(dim)
+
+    def search(self, rows: int) -> Callable[[], object] | None:
+        """One query over so many rows, not fewer than before."""
+        if self._index is None:
+            return None
+        while (missing := rows - self._index.ntotal) > 0:
+            self._index.add(self._piece[:missing])
+        return lambda: self._index.search(self._piece[:1], 10)
+
+
+def measure(p: Parameters, rows: int, residues: Residues, plain: PlainRows | None, rounds: int) -> Point:
+    """One point; without FAISS where `plain` is None."""
+    index, query, server = residues.index(p, rows), residues.query(p), HintServer(p)
+    unit = max(1, _UNIT_BYTES // server.index_bytes_per_block)
 
     def ours() -> None:
-        for first in range(0, blocks, unit):
-            server.answer(index, first, min(unit, blocks - first), query, 1)
+        for first in range(0, index.blocks, unit):
+            server.answer(index, first, min(unit, index.blocks - first), [query])
 
     candidates: dict[str, Callable[[], object]] = {"server": ours}
-    try:
-        import faiss
-
-        faiss.omp_set_num_threads(1)
-        flat = faiss.IndexFlatIP(p.dim)
-        piece = rng.standard_normal((FIRST_ROWS, p.dim), dtype=np.float32)
-        for first in range(0, rows, FIRST_ROWS):
-            flat.add(piece[: rows - first])
-        vector = piece[:1]
-        candidates["faiss"] = lambda: flat.search(vector, 10)
-    except ImportError:
-        print("FAISS is not installed: pip install '.[bench]'", file=sys.stderr)
-    times = alternate(candidates, rounds)
+    if plain is not None and (search := plain.search(rows)):
+        candidates["faiss"] = search
+    times = alternate(candidates, max(rounds, min(50, (1 << 30) // index.length_bytes)))  # short ones more often
     server.close()
     seconds = times["server"].median_s
-    plain = times["faiss"].median_s if "faiss" in times else None
+    faiss_s = times["faiss"].median_s if "faiss" in times else None
     return {
         "profile": p.profile.value,
         "dim": p.dim,
@@ -91,63 +129,84 @@ def measure(p: Parameters, rows: int, folder: Path, rounds: int) -> dict[str, An
         "server_s": seconds,
         "server_ns_per_row": seconds / rows * 1e9,
         "server_gb_s": index.length_bytes / seconds / 1e9,
-        "faiss_s": plain,
-        "faiss_ns_per_row": None if plain is None else plain / rows * 1e9,
+        "faiss_s": faiss_s,
+        "faiss_ns_per_row": None if faiss_s is None else faiss_s / rows * 1e9,
         "query_bytes": server.query_bytes,
-        "answer_bytes_per_row": blocks * server.answer_bytes_per_block / rows,
+        "answer_bytes_per_row": index.blocks * server.answer_bytes_per_block / rows,
+        "hint_bytes_per_row": index.blocks * p.hint_bytes_per_block / rows,
         "score_error_std": p.score_error_std,
     }
 
 
-def plot(points: list[dict[str, Any]], path: Path) -> None:
-    """Nanoseconds a row against rows, one panel a profile: flat is the goal."""
-    import matplotlib
+def flatness(points: Sequence[Point], cache_bytes: int) -> list[dict[str, Any]]:
+    """Of every profile and dimension with two points or more whose index is larger than the cache."""
+    out = []
+    for profile, dim in dict.fromkeys((p["profile"], p["dim"]) for p in points):
+        line = [p for p in points if (p["profile"], p["dim"]) == (profile, dim) and p["index_bytes"] > cache_bytes]
+        if len(line) < 2:
+            continue
+        ours = [p["server_ns_per_row"] for p in line]
+        plain = [p["faiss_ns_per_row"] for p in line if p["faiss_ns_per_row"] is not None]
+        out.append(
+            {
+                "profile": profile,
+                "dim": dim,
+                "points": len(line),
+                "server": max(ours) / min(ours),
+                "faiss": max(plain) / min(plain) if plain else None,
+            }
+        )
+    return out
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(PROFILES), figsize=(11, 4.2), sharey=True)
-    for panel, profile in zip(panels, PROFILES, strict=True):
-        for number, dim in enumerate(DIMS):
-            line = [p for p in points if (p["profile"], p["dim"]) == (profile, dim)]
-            rows = [p["rows"] for p in line]
-            panel.plot(rows, [p["server_ns_per_row"] for p in line], "o-", color=f"C{number}", label=f"d = {dim}")
-            panel.plot(rows, [p["faiss_ns_per_row"] for p in line], ":", color=f"C{number}")
-        panel.set(xscale="log", yscale="log", xlabel="rows", title=f"{profile} (dotted: FAISS IndexFlatIP)")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("server, ns a row")
-    panels[-1].legend()
-    figure.tight_layout()
-    figure.savefig(path)
+def run(max_gb: float, rounds: int) -> dict[str, Any]:
+    points, by_stride = [], []
+    with tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder:
+        widest = max(
+            4 * p.block_words * p.blocks_for(STRIDE_ROWS)
+            for profile in PROFILES
+            for p in (Parameters.choose(profile, MAIN_DIM, stride) for stride in strides(profile, MAIN_DIM))
+        )
+        residues = Residues(Path(folder) / "index", max(int(max_gb * 1.01e9), widest))  # whole blocks are a little more
+        for dim in DIMS:
+            limit = (max_gb if dim == MAIN_DIM else min(max_gb, OTHER_GB)) * 1e9
+            plain = PlainRows(dim)
+            chosen = [Parameters.choose(profile, dim) for profile in PROFILES]
+            for rows in sizes(4 * dim, limit):
+                for p in chosen:
+                    if rows in sizes(4 * p.block_words / p.rows_per_block, limit):
+                        points.append(measure(p, rows, residues, plain, rounds))
+                        _print(points[-1])
+        for profile in PROFILES:
+            for stride in strides(profile, MAIN_DIM):
+                p = Parameters.choose(profile, MAIN_DIM, stride)
+                by_stride.append(measure(p, STRIDE_ROWS, residues, None, rounds))
+                _print(by_stride[-1])
+    cache = last_level_cache_bytes()
+    return {"cache_bytes": cache, "points": points, "strides": by_stride, "flatness": flatness(points, cache)}
+
+
+def _print(point: Point) -> None:
+    print(
+        f"{point['profile']:8} d={point['dim']:<5} g={point['stride']:<4} {point['rows']:>9,} rows "
+        f"{point['server_ns_per_row']:8.1f} ns a row {point['server_gb_s']:6.1f} GB/s   "
+        f"FAISS {point['faiss_ns_per_row'] or float('nan'):8.1f}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description="Server time a row, by rows, dimension and profile."
+        prog="python -m benchmarks.scaling", description="Server time a row, by rows, dimension, profile and stride."
     )
-    parser.add_argument("--max-gb", type=float, default=2.0, help="largest index (default 2)")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--max-gb", type=float, default=4.2, help="largest index at d = 512 (default 4.2)")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the points to this file")
-    parser.add_argument("--plot", type=Path, help="draw them into this file (.svg)")
-    arguments = parser.parse_args()
-    points = []
-    for profile in PROFILES:
-        for dim in DIMS:
-            parameters = Parameters.choose(profile, dim)
-            for rows in sizes(parameters.block_words * 4 / parameters.rows_per_block, arguments.max_gb * 1e9):
-                with tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder:
-                    points.append(measure(parameters, rows, Path(folder), arguments.rounds))
-                point = points[-1]
-                print(
-                    f"{profile:8} d={dim:<5} {rows:>9,} rows {point['server_ns_per_row']:8.1f} ns a row "
-                    f"{point['server_gb_s']:6.1f} GB/s   FAISS {point['faiss_ns_per_row'] or float('nan'):8.1f}",
-                    flush=True,
-                )
-    if arguments.json:
-        machine = {"machine": describe(), "arguments": {"max_gb": arguments.max_gb, "rounds": arguments.rounds}}
-        arguments.json.write_text(json.dumps({**machine, "points": points}, indent=1) + "\n")
-    if arguments.plot:
-        plot(points, arguments.plot)
+    a = parser.parse_args()
+    print_json(
+        {"machine": describe(), "arguments": {"max_gb": a.max_gb, "rounds": a.rounds}} | run(a.max_gb, a.rounds), a.json
+    )
     return 0
 
 

@@ -1,29 +1,25 @@
 """The README's table of figures, from the JSON files that the benchmarks wrote.
 
-make figures                                   # measures, writes docs/figures/*.json, prints this table
-python -m benchmarks.table docs/figures        # prints it again
+    python -m benchmarks.table docs/figures
+
+`make bench` measures, and prints it at its end.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-PROFILES = ("compact", "exact", "precise")
-
-
-def _load(folder: Path, name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    return loaded
+from benchmarks.markdown import Run, number
+from benchmarks.sections import PROFILES
 
 
 def render(folder: Path) -> str:
     """Markdown. Raises FileNotFoundError where a file is missing."""
-    overhead = [_load(folder, f"overhead_{p}") for p in PROFILES]
-    icd = [_load(folder, f"icd_{p}") for p in PROFILES]
+    run = Run(folder)
+    overhead = [run.load(f"overhead_{p}") for p in PROFILES]
+    icd = [run.load(f"icd_{p}") for p in PROFILES]
     machine, arguments = overhead[0]["machine"], overhead[0]["arguments"]
 
     def plain(name: str) -> str:
@@ -68,12 +64,12 @@ def render(folder: Path) -> str:
         row(
             "TenSEAL, one dot product a row (extrapolated), times slower",
             "–",
-            [f"{o['ratio_tenseal_vs_hint']:,.0f}" for o in overhead],
+            [number(o["ratio_tenseal_vs_hint"], ",.0f") for o in overhead],
         ),
         row(
             "TenSEAL at its best (dimension-packed), times slower",
             "–",
-            [f"{o['ratio_tenseal_packed_vs_hint']:,.0f}" for o in overhead],
+            [number(o["ratio_tenseal_packed_vs_hint"], ",.0f") for o in overhead],
         ),
         "",
         f"{arguments['rows']:,} × {arguments['dim']} unit vectors, medians of {arguments['rounds']} alternating runs, "

@@ -1,17 +1,28 @@
-"""The README's figures are those that were measured: its table is made from the committed JSON files."""
+"""The figures in the documents are those that were measured: made from the committed JSON files."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from benchmarks.table import render
+import pytest
+
+from benchmarks import report, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_table_is_the_measured_one() -> None:
-    assert render(ROOT / "docs" / "figures") in (ROOT / "README.md").read_text(), "run `python -m benchmarks.table`"
+    measured = table.render(ROOT / "docs" / "figures")
+    assert measured in (ROOT / "README.md").read_text(), "run `python -m benchmarks.table`"
+
+
+def test_the_report_is_the_measured_one() -> None:
+    written = ROOT / "docs" / "benchmarks.md"
+    if not written.exists():
+        pytest.skip("docs/benchmarks.md is not written yet")
+    measured = report.render(ROOT / "docs" / "figures", "figures")
+    assert written.read_text() == measured, "run `python -m benchmarks.report docs/figures`"
 
 
 def test_links_lead_somewhere() -> None:

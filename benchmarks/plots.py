@@ -1,0 +1,127 @@
+"""The plots of docs/benchmarks.md: figures of a run → SVG files, the same bytes from the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Point = Mapping[str, Any]
+
+
+def _pyplot() -> Any:
+    """matplotlib, drawing into files only. Raises ImportError where it is not installed."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "hesearch"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(pyplot: Any, figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _of(points: Sequence[Point], **wanted: Any) -> list[Point]:
+    return [p for p in points if all(p[name] == value for name, value in wanted.items())]
+
+
+def _values(points: Sequence[Point], name: str) -> list[Any]:
+    return [p[name] for p in points]
+
+
+def scaling(points: Sequence[Point], path: Path) -> None:
+    """Nanoseconds a row against rows, one panel a profile, one line a dimension; FAISS dotted."""
+    pyplot = _pyplot()
+    profiles, dims = (list(dict.fromkeys(_values(points, name))) for name in ("profile", "dim"))
+    figure, panels = pyplot.subplots(1, len(profiles), figsize=(12, 4.2), sharey=True, squeeze=False)
+    for panel, profile in zip(panels[0], profiles, strict=True):
+        for number, dim in enumerate(dims):
+            line = _of(points, profile=profile, dim=dim)
+            rows, colour = _values(line, "rows"), f"C{number}"
+            panel.plot(rows, _values(line, "server_ns_per_row"), "o-", color=colour, label=f"d = {dim}")
+            panel.plot(rows, [p["faiss_ns_per_row"] or float("nan") for p in line], ":", color=colour)
+        panel.set(xscale="log", yscale="log", xlabel="rows", title=f"{profile} (dotted: FAISS IndexFlatIP)")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("server, ns a row")
+    panels[0][-1].legend()
+    _save(pyplot, figure, path)
+
+
+def strides(points: Sequence[Point], path: Path) -> None:
+    """What the stride trades: time a row, bytes, precision; one line a profile."""
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, 4, figsize=(14, 3.8))
+    drawn = {
+        "server_ns_per_row": "server, ns a row",
+        "query_bytes": "query, bytes",
+        "hint_bytes_per_row": "hint, bytes a row",
+        "score_error_std": "error of a score, standard deviation",
+    }
+    for panel, (name, title) in zip(panels, drawn.items(), strict=True):
+        for style, profile in zip(("o-", "s-", "x:"), dict.fromkeys(_values(points, "profile")), strict=False):
+            line = _of(points, profile=profile)
+            panel.plot(_values(line, "stride"), _values(line, name), style, label=profile)
+        panel.set(xscale="log", yscale="log", xlabel="stride", title=title)
+        ticks = sorted({p["stride"] for p in points})[::2]
+        panel.set_xticks(ticks, map(str, ticks))
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_yscale("linear")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend()
+    _save(pyplot, figure, path)
+
+
+def concurrency(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Milliseconds a query against queries at once, one panel a run of benchmarks.concurrency; FAISS dotted."""
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(5 * len(runs) + 1, 4), squeeze=False)
+    for panel, run in zip(panels[0], runs, strict=True):
+        for colour, (way, label) in enumerate({"batch": "one call", "concurrent": "callers at once"}.items()):
+            sizes = [int(size) for size in run[way]]
+            for name, style, who in (("s_per_query", "o-", "encrypted"), ("faiss_s_per_query", ":", "FAISS")):
+                milliseconds = [figures[name] * 1e3 for figures in run[way].values()]
+                panel.plot(sizes, milliseconds, style, color=f"C{colour}", label=f"{who}, {label}")
+        panel.set(xscale="log", xlabel="queries at once", title=run["arguments"]["profile"])
+        panel.set_xticks(sizes, map(str, sizes))
+        panel.minorticks_off()
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("ms a query")
+    panels[0][-1].legend()
+    _save(pyplot, figure, path)
+
+
+def pareto(points: Sequence[Point], path: Path) -> None:
+    """Of benchmarks.pareto: upload against cache, strides named; and the times of a query against the stride."""
+    pyplot = _pyplot()
+    profiles = list(dict.fromkeys(_values(points, "profile")))
+    figure, (trade, *panels) = pyplot.subplots(1, 1 + len(profiles), figsize=(4.5 * (1 + len(profiles)), 4.2))
+    for panel, profile in zip(panels, profiles, strict=True):
+        line = _of(points, profile=profile)
+        measured = _values(line, "measured")
+        sent, kept = [m["sent_bytes"] / 1e3 for m in measured], _values(line, "cache_bytes_per_row")
+        trade.plot(sent, kept, "o-", label=profile)
+        for point, at in zip(line, zip(sent, kept, strict=True), strict=True):
+            trade.annotate(str(point["stride"]), at, textcoords="offset points", xytext=(4, 4), fontsize=8)
+        seconds = {
+            "server": [m["server_s"] for m in measured],
+            "client": [m["encrypt_s"] + m["recover_work_s"] for m in measured],
+            "whole query": [m["latency_s"] for m in measured],
+            "whole query, planned": [p["latency_s"] for p in _values(line, "predicted")],
+        }
+        for label, times in seconds.items():
+            style = ":" if "planned" in label else "o-"
+            panel.plot(_values(line, "stride"), [t * 1e3 for t in times], style, label=label)
+        panel.set(xscale="log", yscale="log", xlabel="stride", ylabel="ms a query", title=profile)
+        panel.grid(alpha=0.3)
+    trade.set(xscale="log", yscale="log", xlabel="query sent, KB", ylabel="cache, bytes a row", title="by stride")
+    trade.grid(alpha=0.3)
+    trade.legend()
+    panels[-1].legend()
+    _save(pyplot, figure, path)
