@@ -87,16 +87,13 @@ class Collector:
         group, start, stop = place
         first, end = start + piece.first_block, start + piece.first_block + piece.blocks
         seen = self._seen[piece.query][group]
-        if (
-            not first < end <= stop
-            or seen[first:end].any()
-            or len(piece.residues) != piece.blocks * self._bytes_per_block
-        ):
+        residues = piece.residues  # a copy, each time
+        if not first < end <= stop or seen[first:end].any() or len(residues) != piece.blocks * self._bytes_per_block:
             raise TamperedAnswerError("answer: a piece repeats blocks, exceeds its segment or has a wrong length")
         seen[first:end] = True
         answers = self._answers[piece.query]
-        answers[group][first:end] = np.frombuffer(piece.residues, np.uint8).reshape(-1, self._bytes_per_block)
-        self.head = self.head or piece.residues[:HEAD_BYTES]
+        answers[group][first:end] = np.frombuffer(residues, np.uint8).reshape(-1, self._bytes_per_block)
+        self.head = self.head or residues[:HEAD_BYTES]
         self._left[piece.query, group] -= piece.blocks
         if not self._left[piece.query, group]:
             whole, answers[group] = answers[group], answers[group][:0]  # kept by whoever recovers it, no longer here
