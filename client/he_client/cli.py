@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from he_client import commands
+from he_client import commands, plan_command
 from he_engine.errors import (
     AlreadyExists,
     Conflict,
@@ -47,6 +47,7 @@ examples:
   hesearch create notes --key notes.key --dim 384 --server 127.0.0.1:50051 --insecure
   hesearch insert notes vectors.npy --ids ids.txt --key notes.key --server 127.0.0.1:50051 --insecure
   hesearch search notes query.npy --key notes.key --server 127.0.0.1:50051 --insecure
+  hesearch plan --rows 1000000 --dim 768 --link-mbps 100
   hesearch demo --query "sudden loss of vision in one eye"
 
 The passphrase of a key file is asked for, or read from the file named by --passphrase-file.
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_delete(subparsers)
     commands.add_info(subparsers)
     commands.add_drop(subparsers)
+    plan_command.add_plan(subparsers)
     commands.add_demo(subparsers)
     return parser
 

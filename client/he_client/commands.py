@@ -27,7 +27,7 @@ def version() -> str:
     return f"hesearch {importlib.metadata.version('hesearch')}"
 
 
-def _add(
+def add_command(
     subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -80,7 +80,7 @@ def _key(arguments: argparse.Namespace) -> CollectionKey:
     return CollectionKey.load(arguments.key, _passphrase(arguments))
 
 
-def _report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> int:
+def report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> int:
     print(json.dumps(fields) if arguments.json else text)
     return 0
 
@@ -102,7 +102,7 @@ def add_demo(subparsers: Subparsers) -> None:
 
 # ---- keys and collections --------------------------------------------------------------------------------
 def add_keygen(subparsers: Subparsers) -> None:
-    parser = _add(subparsers, "keygen", _keygen, "make a new collection key file", "notes.key")
+    parser = add_command(subparsers, "keygen", _keygen, "make a new collection key file", "notes.key")
     parser.add_argument("path", type=Path, help="where to write it; never overwritten")
     parser.add_argument("--passphrase-file", type=Path, help="read the passphrase from the first line of this file")
 
@@ -112,11 +112,11 @@ def _keygen(arguments: argparse.Namespace) -> int:
         raise AlreadyExists(f"key file {arguments.path}: exists; keys are never overwritten")
     CollectionKey.generate().save(arguments.path, _passphrase(arguments, confirm=True))
     text = f"wrote {arguments.path}: whoever has it and its passphrase reads the data; without it nobody can"
-    return _report(arguments, {"key": str(arguments.path)}, text)
+    return report(arguments, {"key": str(arguments.path)}, text)
 
 
 def add_create(subparsers: Subparsers) -> None:
-    parser = _add(
+    parser = add_command(
         subparsers, "create", _create, "make an empty collection",
         "notes --dim 384 --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
@@ -145,11 +145,11 @@ def _create(arguments: argparse.Namespace) -> int:
             norm_bound=arguments.norm_bound,
         )
         info = client.describe(arguments.name)
-    return _report(arguments, asdict(info), f"created {info.name} ({info.engine} {info.profile}, dim {info.dim})")
+    return report(arguments, asdict(info), f"created {info.name} ({info.engine} {info.profile}, dim {info.dim})")
 
 
 def add_info(subparsers: Subparsers) -> None:
-    parser = _add(
+    parser = add_command(
         subparsers, "info", _info, "what the server knows of its collections", "--server 127.0.0.1:50051 --insecure"
     )
     parser.add_argument("name", nargs="?", help="default: all collections")
@@ -164,11 +164,11 @@ def _info(arguments: argparse.Namespace) -> int:
         f"segments={c.segments} blocks={c.blocks} stored={c.stored_bytes / 1e6:.1f} MB"
         for c in found
     ]
-    return _report(arguments, {"collections": [asdict(c) for c in found]}, "\n".join(lines) or "no collections")
+    return report(arguments, {"collections": [asdict(c) for c in found]}, "\n".join(lines) or "no collections")
 
 
 def add_drop(subparsers: Subparsers) -> None:
-    parser = _add(
+    parser = add_command(
         subparsers, "drop", _drop, "delete a collection with all its rows", "notes --server 127.0.0.1:50051 --insecure"
     )
     parser.add_argument("name")
@@ -178,12 +178,12 @@ def add_drop(subparsers: Subparsers) -> None:
 def _drop(arguments: argparse.Namespace) -> int:
     with _client(arguments) as client:
         client.drop_collection(arguments.name)
-    return _report(arguments, {"dropped": arguments.name}, f"dropped {arguments.name}")
+    return report(arguments, {"dropped": arguments.name}, f"dropped {arguments.name}")
 
 
 # ---- rows ------------------------------------------------------------------------------------------------
 def add_insert(subparsers: Subparsers) -> None:
-    parser = _add(
+    parser = add_command(
         subparsers, "insert", _insert, "encrypt rows and store them",
         "notes vectors.npy --ids ids.txt --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
@@ -206,11 +206,11 @@ def _insert(arguments: argparse.Namespace) -> int:
         collection = client.open_collection(arguments.name, key=key)
         inserted = collection.insert(ids, table.vectors, payloads)
         count = collection.count()
-    return _report(arguments, {"inserted": inserted, "count": count}, f"inserted {inserted} rows; {count} in all")
+    return report(arguments, {"inserted": inserted, "count": count}, f"inserted {inserted} rows; {count} in all")
 
 
 def add_search(subparsers: Subparsers) -> None:
-    parser = _add(
+    parser = add_command(
         subparsers, "search", _search, "find the nearest rows of encrypted queries",
         "notes query.npy -k 5 --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
@@ -231,7 +231,7 @@ def _search(arguments: argparse.Namespace) -> int:
     for number, hits in enumerate(found):
         lines.append(f"query {number}")
         lines += [f"  {hit.score:9.6f}  {hit.id}  {_plain(hit)['payload'] or ''}" for hit in hits]
-    return _report(arguments, fields, "\n".join(lines))
+    return report(arguments, fields, "\n".join(lines))
 
 
 def _plain(hit: Hit) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _plain(hit: Hit) -> dict[str, Any]:
 
 
 def add_delete(subparsers: Subparsers) -> None:
-    parser = _add(
+    parser = add_command(
         subparsers, "delete", _delete, "take rows out, by id",
         "notes 17 18 --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
@@ -256,4 +256,4 @@ def _delete(arguments: argparse.Namespace) -> int:
         collection = client.open_collection(arguments.name, key=key)
         deleted = collection.delete(parse_ids(arguments.ids))
         count = collection.count()
-    return _report(arguments, {"deleted": deleted, "count": count}, f"deleted {deleted} rows; {count} left")
+    return report(arguments, {"deleted": deleted, "count": count}, f"deleted {deleted} rows; {count} left")

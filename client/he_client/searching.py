@@ -169,7 +169,7 @@ class Searcher:
         if self._space.smaller_is_closer:
             np.negative(near, out=near)
         near[group.deleted] = -np.inf
-        rows = _best(near, k)
+        rows = best(near, k)
         return _Found(group.first_row + rows, near[rows], time.thread_time() - began)
 
     def _hits(self, segments: Sequence[Segment], found: Sequence[_Found], k: int) -> list[Hit]:
@@ -178,7 +178,7 @@ class Searcher:
         near = np.concatenate([f.near for f in found])
         starts = np.cumsum([0, *(s.entry.rows for s in segments)])
         hits = []
-        for place in _best(near, k):
+        for place in best(near, k):
             number = int(np.searchsorted(starts, rows[place], "right")) - 1
             segment, row = segments[number], int(rows[place] - starts[number])
             score = float(near[place])
@@ -192,7 +192,7 @@ class Searcher:
         return hits
 
 
-def _best(near: F64, k: int) -> NDArray[np.intp]:
+def best(near: F64, k: int) -> NDArray[np.intp]:
     """Positions of the k largest, or of all where there are fewer; the largest first, equal ones in their order."""
     threshold_at = max(0, len(near) - k)
     candidates = np.flatnonzero(near >= np.partition(near, threshold_at)[threshold_at])
