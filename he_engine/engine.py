@@ -98,8 +98,8 @@ class ClientEngine(Protocol):
     def recover(self, query: Any, segments: Sequence[Any], answers: Sequence[Buffer]) -> list[NDArray[np.float64]]:
         """One float64 array of inner products, (rows,), for each segment.
 
-        Where the engine can verify, all answers are verified before any is decrypted: TamperedAnswerError. May be called
-        from several threads, also for one query.
+        Where the engine can verify, all answers are verified before any is decrypted: TamperedAnswerError. May be
+        called from several threads, also for one query.
         """
 
     def release(self, segment: Any) -> None:
