@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             name: partial(peer.answer, vector32) for name, peer in (searches | inexact).items()
         }
         with peers.limit_threads(threads):
-            times = alternate(candidates, arguments.rounds)
+            times = alternate(candidates, arguments.rounds, threads=threads)
         client = alternate(
             {"query": lambda: subject.client.query(vector), "recover": lambda: subject.scores(query, answer)},
             arguments.rounds,

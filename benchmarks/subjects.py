@@ -16,10 +16,10 @@ from he_client.engines import choose_parameters, generate_state, make_engine
 from he_engine.engine import ClientEngine, IndexFile, ServerEngine
 from he_engine.keys import RootKey
 from he_engine.params import Parameters
+from he_server.answering import blocks_per_unit
 
 F64 = NDArray[np.float64]
 PIECE_ROWS = 1 << 16  #: of plaintext that is copied at a time
-UNIT_BYTES = 16 << 20  #: index bytes of one unit of work, as the server splits it
 
 
 class Subject:
@@ -45,6 +45,7 @@ class Subject:
         self.client = _client(self.parameters, key, state, threads, target)
         self.server = _server(self.parameters, threads, target)
         self._pool = ThreadPoolExecutor(threads)
+        self._map = map if threads == 1 else self._pool.map  # one thread is the calling one, as for the peers
         times = []
         for _ in range(repeats):
             encrypted = None  # one index in memory, not two
@@ -59,23 +60,23 @@ class Subject:
         self.cache_bytes = self.hint_bytes + len(encrypted.fingerprint)
         self.index = IndexFile(path, 0, len(encrypted.index), encrypted.blocks)
         self.segment = self.client.load(encrypted)
-        self._units = max(1, UNIT_BYTES // self.client.index_bytes_per_block)
+        self._unit = blocks_per_unit(self.server, self.index.length_bytes, threads)
         words = np.asarray(np.memmap(path, np.uint64, "r"))
         self._parts = np.array_split(words, threads)
 
     def answer(self, query: Any) -> bytes:
         """The whole index against one query."""
-        starts = range(0, self.index.blocks, self._units)
+        starts = range(0, self.index.blocks, self._unit)
 
         def unit(first: int) -> bytes:
-            blocks = min(self._units, self.index.blocks - first)
+            blocks = min(self._unit, self.index.blocks - first)
             return self.server.answer(self.index, first, blocks, [query.ciphertext])[0]
 
-        return b"".join(self._pool.map(unit, starts))
+        return b"".join(self._map(unit, starts))
 
     def read(self) -> int:
         """A plain sum over the bytes of the index, a share for each thread: what no scan of them can beat by much."""
-        return sum(int(total) for total in self._pool.map(np.sum, self._parts))
+        return sum(int(total) for total in self._map(np.sum, self._parts))
 
     def scores(self, query: Any, answer: bytes) -> F64:
         return self.client.recover(query, [self.segment], [answer])[0]
