@@ -81,7 +81,7 @@ class HintQuery(Secret):
 class HintSegment(Secret):
     """What recovery needs of one segment: H, the seed of its block secrets, and the fingerprint."""
 
-    __slots__ = ("blocks", "fingerprint", "hint", "rows", "seed")
+    __slots__ = ("blocks", "fingerprint", "hint", "released", "rows", "seed")
 
     def __init__(self, rows: int, blocks: int, hint: U32, seed: bytes, fingerprint: verify.Fingerprint) -> None:
         self.rows = rows
@@ -89,6 +89,7 @@ class HintSegment(Secret):
         self.hint = hint  # (K, P, N)
         self.seed = seed
         self.fingerprint = fingerprint
+        self.released = False
 
 
 class HintClient(Secret):
@@ -123,6 +124,7 @@ class HintClient(Secret):
         self._sums = SecretCache(SUM_BYTES)  # by name: the salts of the segments that are summed
         self._sum_names: dict[bytes, bytes] = {}  # salt of a segment → the one sum that it is in
         self._sums_lock = threading.Lock()
+        self._closed = False
         self._stack = (len(ring.primes), ring.degree // TILE, parameters.planes, TILE)
         self._poly = (len(ring.primes), ring.degree)
 
@@ -267,8 +269,13 @@ class HintClient(Secret):
         if len({s.fingerprint.salt for s in segments}) != len(segments):
             raise SecretReuseError("segments: one is named twice")
         parsed = [self._parse(s, a) for s, a in zip(segments, answers, strict=True)]
-        self._verify(query, segments, parsed)
-        return [self._recover_one(query, s, a) for s, a in zip(segments, parsed, strict=True)]
+        try:
+            self._verify(query, segments, parsed)
+            return [self._recover_one(query, s, a) for s, a in zip(segments, parsed, strict=True)]
+        finally:  # what another thread has overwritten meanwhile may have been put back here
+            for segment in segments:
+                if segment.released or self._closed:
+                    self.release(segment)
 
     def _parse(self, segment: HintSegment, answer: Buffer) -> U32:
         expected = segment.blocks * self.answer_bytes_per_block
@@ -349,12 +356,14 @@ class HintClient(Secret):
 
     def release(self, segment: HintSegment) -> None:
         """Overwrite its cached block secrets, and the sum that its fingerprint is in."""
+        segment.released = True
         self._secrets.forget(segment.seed)
         with self._sums_lock:
             self._forget_sum(segment.fingerprint.salt)
 
     def close(self) -> None:
         """Overwrite cached block secrets and sums of fingerprints, or let those in use be overwritten after it."""
+        self._closed = True
         self._secrets.close()
         with self._sums_lock:
             self._sums.close()

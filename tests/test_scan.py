@@ -151,9 +151,31 @@ def test_a_slow_reader_stops_itself_alone(monkeypatch: pytest.MonkeyPatch, pool:
     slow = shared.answer(slow_query, lambda: True)
     first = next(slow)
     wait_for(lambda: shared._workers == 0)
-    assert len(engine.calls) == 4, "one was taken, three wait"
+    assert len(engine.calls) == 1 + 3 * pool._max_workers, "one was taken, three a thread wait"
     assert right(list(shared.answer(fast_query, lambda: True)), fast_query, [50])
     assert right([first, *slow], slow_query, [50])
+
+
+def test_who_asks_little_waits_little() -> None:
+    """Beside four calls of 64 queries, one query has its answers within two rounds; theirs take eight."""
+    engine = GatedEngine(open_for=0)
+    sizes = [10]
+    with ThreadPoolExecutor(1) as pool:
+        shared = make(engine, segments(*sizes), pool)
+        many = [(queries(100 * n, 64), *start(shared, queries(100 * n, 64))) for n in range(4)]
+        wait_for(lambda: riders(shared) == 32)
+        asked = queries(1, 1)
+        pieces, thread = start(shared, asked)
+        wait_for(lambda: riders(shared) == 33)
+        engine.let(2 * sizes[0])
+        thread.join(10)
+        soon = right(pieces, asked, sizes)
+        engine.let(1000)
+        for _, _, caller in many:
+            caller.join(10)
+        assert soon
+        assert all(right(got, their_queries, sizes) for their_queries, got, _ in many)
+    assert len(engine.calls) <= 9 * sizes[0]
 
 
 def test_leaving(pool: ThreadPoolExecutor) -> None:
@@ -164,8 +186,11 @@ def test_leaving(pool: ThreadPoolExecutor) -> None:
     asked = queries(5, 1)
     stays, thread = start(shared, asked)
     leaver = shared.answer(queries(9, 2), lambda: going[0])
+    taker = threading.Thread(target=lambda: next(leaver))
+    taker.start()
+    wait_for(lambda: riders(shared) == 2)
     engine.let(8)
-    next(leaver)
+    taker.join()
     going[0] = False
     engine.let(1000)
     with pytest.raises(Unavailable, match="cancelled"):

@@ -96,7 +96,7 @@ class Collector:
         self.head = self.head or residues[:HEAD_BYTES]
         self._left[piece.query, group] -= piece.blocks
         if not self._left[piece.query, group]:
-            whole, answers[group] = answers[group], answers[group][:0]  # kept by whoever recovers it, no longer here
+            whole, answers[group] = answers[group], np.empty((0, 0), np.uint8)  # a view would keep all of it
             places = (self._places[s.id][1:] for s in self._groups[group].segments)
             self._complete(piece.query, group, [whole[a:b].data.cast("B") for a, b in places])
 

@@ -12,7 +12,7 @@ import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,7 +66,7 @@ class _Stored:
     def call(self, method: str, request: Any, *, timeout_s: float) -> NoReturn:
         raise NotImplementedError(method)
 
-    def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:  # noqa: ARG002
+    def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:  # noqa: ARG002
         for chunk in wire.chunks(self.contents[request.kind]):
             yield pb.ReadSegmentPartResponse(chunk=chunk)
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class EmbeddedTransport:
         except HesearchError as error:
             raise _as_a_client_sees(error) from None
 
-    def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:  # noqa: ARG002
+    def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:  # noqa: ARG002
         try:
             yield from self._method(method)(request, LocalCall())
         except HesearchError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from he_client.results import Hit, SearchReport
 from he_client.segments import Segment, SegmentStore
 from he_client.transport import Remote
 from he_engine.engine import MAX_QUERIES, Buffer, ClientEngine
-from he_engine.errors import InvalidInput
+from he_engine.errors import Conflict, InvalidInput, NotFound, TamperedAnswerError, Unavailable
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 
@@ -78,7 +78,7 @@ class Searcher:
         times = np.zeros(4)  # encrypt, server, recover after the last byte, all work of recovery
         query_bytes = 0
         heads = (b"", b"")
-        self._store.fetch_payloads(segments)
+        payloads = self._store.fetch_payloads(segments)
         if k == 0:
             hits = [[] for _ in vectors]
             vectors = vectors[:0]
@@ -94,7 +94,7 @@ class Searcher:
             finally:
                 for one in asked:
                     one.query.close()
-            hits += [self._hits(segments, found, k) for found in reply.found]
+            hits += [self._hits(segments, found, payloads, k) for found in reply.found]
             ready = time.perf_counter()
             work_s = sum(f.work_s for found in reply.found for f in found)
             times += (sent - began, reply.received - sent, ready - reply.received, work_s)
@@ -148,10 +148,11 @@ class Searcher:
                 collector.require_complete()
                 found = [[work[q, g].result() for g in range(len(groups))] for q in range(len(asked))]
                 return _Reply(found, received, collector.head)
+            except (Unavailable, Conflict, NotFound):
+                _raise_lies(work.values())  # a lie that was noticed must not be asked again
+                raise
             finally:
-                for future in work.values():
-                    future.cancel()
-                wait(work.values())
+                _end(work.values())
 
         ciphertexts = [one.query.ciphertext for one in asked]
         return self._remote.stream("Answer", lambda: wire.answer_requests(header, ciphertexts), receive)
@@ -172,7 +173,9 @@ class Searcher:
         rows = best(near, k)
         return _Found(group.first_row + rows, near[rows], time.thread_time() - began)
 
-    def _hits(self, segments: Sequence[Segment], found: Sequence[_Found], k: int) -> list[Hit]:
+    def _hits(
+        self, segments: Sequence[Segment], found: Sequence[_Found], payloads: Mapping[bytes, bytes], k: int
+    ) -> list[Hit]:
         """The k best live rows of all groups."""
         rows = np.concatenate([f.rows for f in found])
         near = np.concatenate([f.near for f in found])
@@ -186,10 +189,24 @@ class Searcher:
                 Hit(
                     id=segment.table.ids[row],
                     score=-score if self._space.smaller_is_closer else score,
-                    payload=self._store.payload(segment, row),
+                    payload=self._store.payload(segment, row, payloads),
                 )
             )
         return hits
+
+
+def _end(work: Collection[Future[_Found]]) -> None:
+    """When it returns, nobody works on any of it."""
+    for future in work:
+        future.cancel()
+    wait(work)
+
+
+def _raise_lies(work: Collection[Future[_Found]]) -> None:
+    _end(work)
+    for future in work:
+        if not future.cancelled() and isinstance(lie := future.exception(), TamperedAnswerError):
+            raise lie from None
 
 
 def best(near: F64, k: int) -> NDArray[np.intp]:

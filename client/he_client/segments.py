@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -199,10 +199,10 @@ class SegmentStore:
 
         return self._remote.stream("ReadSegmentPart", request, receive)
 
-    def payload(self, segment: Segment, row: int) -> Payload | None:
+    def payload(self, segment: Segment, row: int, columns: Mapping[bytes, bytes]) -> Payload | None:
         """The payload of one row.
 
-        From the columns that `fetch_payloads` keeps, so that the server cannot tell which row was found; `direct`
+        From `columns`, what `fetch_payloads` gave, so that the server cannot tell which row was found; `direct`
         fetches the one record, and the server can.
         """
         part = segment.part(pb.PART_KIND_PAYLOADS)
@@ -212,16 +212,16 @@ class SegmentStore:
         if self._direct:
             record = self._read(segment.entry, pb.PART_KIND_PAYLOADS, start, end - start)
         else:
-            record = self._fetch(segment.entry, part, keep=True)[start:end]
+            record = columns[segment.id][start:end]
         salt = segment.table.payload_salt
         return decode_payload(unseal_record(self._key, PAYLOADS, self._aad(PAYLOADS), salt, row, record))
 
-    def fetch_payloads(self, segments: Sequence[Segment]) -> None:
-        """All payload columns, before anything is found: which ones are wanted must not show. Unless `direct`."""
+    def fetch_payloads(self, segments: Sequence[Segment]) -> dict[bytes, bytes]:
+        """All payload columns by segment id, before anything is found: which ones are wanted must not show, not even
+        where another thread meanwhile forgets the segment. None if `direct`."""
         if self._direct:
-            return
-        for segment in segments:
-            self._fetch(segment.entry, segment.part(pb.PART_KIND_PAYLOADS), keep=True)
+            return {}
+        return {s.id: self._fetch(s.entry, s.part(pb.PART_KIND_PAYLOADS), keep=True) for s in segments}
 
 
 def split(rows: int, engine: ClientEngine, target_bytes: int) -> Iterator[slice]:

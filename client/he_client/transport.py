@@ -5,9 +5,10 @@ Both transports offer the same two verbs, raise the same errors, and take and gi
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -28,7 +29,7 @@ class Transport(Protocol):
     def call(self, method: str, request: Any, *, timeout_s: float) -> Any:
         """One response. `request` is a message, or an iterator of messages where the method takes a stream."""
 
-    def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:
+    def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:
         """Responses as they come; closing the iterator cancels the call."""
 
     def close(self) -> None: ...
@@ -55,7 +56,7 @@ class GrpcTransport:
         except ValueError:
             raise Unavailable("this client is closed") from None
 
-    def stream(self, method: str, request: Any, *, timeout_s: float) -> Iterator[Any]:
+    def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:
         try:
             call = getattr(self._stub, method)(request, timeout=timeout_s)
         except ValueError:
@@ -104,10 +105,17 @@ class Remote:
         return self._repeated(lambda: self.once(method, request))
 
     def stream(self, method: str, request: Any, receive: Callable[[Iterator[Any]], T]) -> T:
-        """`receive(responses)`; again, with all responses from the first one, while the server is Unavailable."""
-        return self._repeated(
-            lambda: receive(self.transport.stream(method, _message(request), timeout_s=self.timeout_s))
-        )
+        """`receive(responses)`; again, with all responses from the first one, while the server is Unavailable.
+
+        The call has ended when this returns or raises, whether or not all responses were taken.
+        """
+
+        def attempt() -> T:
+            responses = self.transport.stream(method, _message(request), timeout_s=self.timeout_s)
+            with contextlib.closing(responses):
+                return receive(responses)
+
+        return self._repeated(attempt)
 
     def _repeated(self, action: Callable[[], T]) -> T:
         """At most ATTEMPTS times, pauses doubling from 0.1 s with jitter, and never past `timeout_s` from now."""

@@ -5,9 +5,9 @@ answers, in that order, when the circle has come round. Each unit is computed fo
 SHARED_QUERIES at a time, so its bytes are read from memory once for all of them. Nobody waits for others to come.
 (The idea is that of cooperative scans in databases: Zukowski et al., VLDB 2007; Unterbrunner et al., VLDB 2009.)
 
-A call whose client reads slowly is passed over while CALL_ANSWER_BYTES of its answers wait to be taken; the units
-that it missed are computed for it on a later round. So it slows nobody else, and a call holds less than
-CALL_ANSWER_BYTES of answers and those of one unit more for RIDER_QUERIES queries.
+A call whose client reads slowly is passed over while CALL_ANSWER_BYTES a thread of its answers wait to be taken or are
+being computed; the units that it missed are computed for it on a later round. So it slows nobody else, and a call holds
+less than that and the answers of one unit more for RIDER_QUERIES queries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from he_server.store import Snapshot
 
 SHARED_QUERIES = 32  #: computed at a time; more share no better (docs/performance.md)
 RIDER_QUERIES = 8
-CALL_ANSWER_BYTES = 8 << 20
+CALL_ANSWER_BYTES = 8 << 20  #: for each thread: so many that every one may work for a lone call
 _POLL_S = 0.1  #: between looks for cancellation while units run
 
 
@@ -39,15 +39,13 @@ class _Call:
 
     ready: threading.Condition
     active: Callable[[], bool]
+    queries: int
     missing: int  #: pieces that it has not been given
     pieces: deque[Piece] = field(default_factory=deque)
     held_bytes: int = 0  #: of answers that it has not taken, or that are being computed for it
     running: int = 0  #: riders of it for whom a unit is being computed
     error: BaseException | None = None
-
-    @property
-    def has_room(self) -> bool:
-        return self.held_bytes < CALL_ANSWER_BYTES and self.active()
+    served: int = 0  #: queries times units, from where the least served then were when it came
 
 
 @dataclass(slots=True, eq=False)
@@ -97,9 +95,10 @@ class Scan:
 
     # ---- callers ---------------------------------------------------------------------------------------
     def _join(self, queries: Sequence[Buffer], active: Callable[[], bool]) -> _Call:
-        call = _Call(threading.Condition(self._lock), active, len(queries) * len(self._units))
+        call = _Call(threading.Condition(self._lock), active, len(queries), len(queries) * len(self._units))
         everything = (1 << len(self._units)) - 1
         with self._lock:
+            call.served = min((rider.call.served for rider in self._riders), default=0)
             for first in range(0, len(queries), RIDER_QUERIES):
                 some = queries[first : first + RIDER_QUERIES]
                 self._riders.append(_Rider(call, first, some, everything))
@@ -132,13 +131,20 @@ class Scan:
         """As many workers as there may be, if there is something to do."""
         while self._workers < self._threads and self._find() is not None:
             self._workers += 1
+            self._submit()
+
+    def _submit(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the pool is shut down: no call is active any more
             self._pool.submit(self._work)
+
+    def _has_room(self, call: _Call) -> bool:
+        return call.held_bytes < self._threads * CALL_ANSWER_BYTES and call.active()
 
     def _find(self) -> int | None:
         """The next unit that somebody lacks who is still there and has room for its answers."""
         wanted = 0
         for rider in self._riders:
-            if rider.call.has_room:
+            if self._has_room(rider.call):
                 wanted |= rider.lacks
         if not wanted:
             return None
@@ -146,20 +152,21 @@ class Scan:
         return (ahead & -ahead).bit_length() - 1
 
     def _board(self, number: int) -> list[_Rider]:
-        """Those who lack this unit and have room, the longest here first, at most SHARED_QUERIES queries.
+        """Those who lack this unit and have room, SHARED_QUERIES at most; the calls served least come first,
+        and of these the smallest.
 
-        The circle moves on when nobody is left behind.
+        Who is left behind gets the unit on a later round.
         """
         boarded: list[_Rider] = []
         queries = 0
         self._next = (number + 1) % len(self._units)
-        for rider in self._riders:
-            if rider.lacks >> number & 1 and rider.call.has_room:
+        for rider in sorted(self._riders, key=lambda rider: (rider.call.served, rider.call.queries)):
+            if rider.lacks >> number & 1 and self._has_room(rider.call):
                 if queries + len(rider.queries) > SHARED_QUERIES:
-                    self._next = number
                     break
                 queries += len(rider.queries)
                 rider.lacks ^= 1 << number
+                rider.call.served += len(rider.queries)
                 rider.call.running += 1
                 rider.call.held_bytes += self._answer_bytes(rider, number)
                 boarded.append(rider)
@@ -176,19 +183,17 @@ class Scan:
                 self._workers -= 1
                 return
             boarded = self._board(number)
-        self._compute(self._units[number], boarded)
-        self._pool.submit(self._work)
+        if boarded:  # who has just gone must not be worked for: it may have unpinned the segments
+            self._compute(self._units[number], boarded)
+        self._submit()
 
     def _compute(self, unit: Unit, boarded: Sequence[_Rider]) -> None:
         queries = [query for rider in boarded for query in rider.queries]
         answers: list[bytes] = []
         error: BaseException | None = None
         try:
-            with storage_errors("answering"):
-                answers = self._engine.answer(unit.segment.index, unit.first_block, unit.blocks, queries)
+            answers = self._answered(unit, queries)
         except BaseException as caught:
-            if isinstance(caught, TamperedDataError):
-                self._damaged(unit.segment)
             error = caught
         waiting = iter(answers)
         with self._lock:
@@ -200,6 +205,14 @@ class Scan:
                     numbers = range(rider.first_query, rider.first_query + len(rider.queries))
                     call.pieces.extend(Piece(unit, number, next(waiting)) for number in numbers)
                 call.ready.notify()
+
+    def _answered(self, unit: Unit, queries: Sequence[Buffer]) -> list[bytes]:
+        try:
+            with storage_errors("answering"):
+                return self._engine.answer(unit.segment.index, unit.first_block, unit.blocks, queries)
+        except TamperedDataError:
+            self._damaged(unit.segment)
+            raise
 
 
 class Scans:

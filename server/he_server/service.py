@@ -52,6 +52,7 @@ class Service:
         self._engines = Engines(make_engine or engine_maker(config))
         self._store = Store(config.data, orphan_age_s=config.orphan_age_s, removed=self._engines.forget)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
+        self._closing = False
         self._scans = Scans(self._pool, config.threads, self._store.damaged)
 
     # ---- collections -----------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Service:
             self._scans.of(engine, snapshot) as scan,
         ):
             engine.check_queries(queries)
-            for piece in scan.answer(queries, call.is_active):
+            for piece in scan.answer(queries, lambda: call.is_active() and not self._closing):
                 yield pb.AnswerResponse(
                     context=header.context,
                     segment_id=piece.unit.segment.description.segment_id,
@@ -241,6 +242,7 @@ class Service:
 
     def close(self) -> None:
         """Waits for the units that are running. Calls still under way then fail. Again: nothing happens."""
+        self._closing = True
         self._pool.shutdown(cancel_futures=True)
         self._engines.close()
         self._store.close()

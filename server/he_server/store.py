@@ -200,8 +200,11 @@ class Store:
         """Its bytes turned out to be wrong: it serves nobody until it is sent again."""
         description = segment.description
         key = (description.collection_id, description.segment_id)
-        if self._segments.get(key) is segment:  # not yet noticed, and not sent again meanwhile
-            del self._segments[key]
+        with self._lock:  # several threads may notice at the same time
+            known = self._segments.get(key) is segment  # and it was not sent again meanwhile
+            if known:
+                self._segments.pop(key, None)
+        if known:
             _log.error("segment %s of collection %s: its bytes are not those stored", key[1].hex(), key[0].hex())
 
     def _remove(self, key: Key) -> StoredSegment | None:
