@@ -71,7 +71,7 @@ class HintQuery(Secret):
         return self._secret, self._mask
 
     def close(self) -> None:
-        """Overwrite t and z."""
+        """Overwrite t and z. Not while another thread is in `recover` with this query: its scores would be wrong."""
         for array in (self._secret, self._mask):
             if array is not None:
                 array.fill(0)

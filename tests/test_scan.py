@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import ResidueError, Unavailable
 from he_server import answering, scan
 from he_server.answering import Piece
-from he_server.scan import RIDER_QUERIES, SHARED_QUERIES, Scan, Scans
+from he_server.scan import RIDER_QUERIES, SHARED_QUERIES, Scan, Scans, _Call
 from he_server.segment_file import Description, StoredSegment
 
 BLOCK_BYTES = answering.UNIT_INDEX_BYTES  # every block is a unit
@@ -176,6 +177,43 @@ def test_who_asks_little_waits_little() -> None:
         assert soon
         assert all(right(got, their_queries, sizes) for their_queries, got, _ in many)
     assert len(engine.calls) <= 9 * sizes[0]
+
+
+class Idle(Executor):
+    """Starts nothing: the test goes round the circle itself."""
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        return None
+
+
+def test_nobody_starves() -> None:
+    """A call of 64 queries gets its fifth beside four callers of 32 that come again at once; one reader stalls."""
+    shared = Scan(GatedEngine(), segments(50), Idle(), 1, lambda _: None)  # type: ignore[arg-type]
+
+    def join(count: int) -> _Call:
+        return shared._join(queries(0, count), lambda: True)
+
+    def lacks(call: _Call) -> bool:
+        return any(rider.lacks for rider in shared._riders if rider.call is call)
+
+    def turn() -> None:
+        number = shared._find()
+        assert number is not None
+        for rider in shared._board(number):
+            rider.call.held_bytes = scan.CALL_ANSWER_BYTES if rider.call is stalled else 0
+
+    stalled = join(32)
+    turn()
+    large, others = join(64), [join(32) for _ in range(4)]
+    turns = 0
+    while lacks(large) and turns < 1000:
+        turn()
+        turns += 1
+        for number, call in enumerate(others):
+            if not lacks(call):
+                shared._riders = [rider for rider in shared._riders if rider.call is not call]
+                others[number] = join(32)
+    assert 400 < turns < 600, "64 · 50 units at a fifth of 32 a turn are 500 turns"
 
 
 def test_leaving(pool: ThreadPoolExecutor) -> None:

@@ -87,9 +87,11 @@ class Searcher:
         for start in range(0, len(vectors), together):
             part = slice(start, min(start + together, len(vectors)))
             began = time.perf_counter()
-            asked = [self._encrypt(vector, norm) for vector, norm in zip(vectors[part], norms[part], strict=True)]
-            sent = time.perf_counter()
+            asked: list[_Asked] = []
             try:
+                for vector, norm in zip(vectors[part], norms[part], strict=True):
+                    asked.append(self._encrypt(vector, norm))
+                sent = time.perf_counter()
                 reply = self._ask(manifest, groups, asked, k)
             finally:
                 for one in asked:
@@ -120,8 +122,8 @@ class Searcher:
     def _ask(self, manifest: Manifest, groups: Sequence[Group], asked: Sequence[_Asked], k: int) -> _Reply:
         """Send the queries; recover each group as soon as its answers are there.
 
-        The answers are read to their end at the same speed whatever is found in them, and no worker is left with
-        the queries when this ends, in whatever way. Raises TamperedAnswerError.
+        The answers are read to their end whatever is found in them, and no worker is left with the queries when this
+        ends, in whatever way. Raises TamperedAnswerError.
         """
         context = self._remote.context
         header = pb.AnswerHeader(

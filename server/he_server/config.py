@@ -21,7 +21,7 @@ class ServerConfig:
     """Where the data is, what is listened on, and the limits. Raises InvalidInput for one that makes no sense.
 
     Memory per Answer call is at most max_query_bytes for the queries (and one query more while they come), plus 8 MiB
-    of answers and those of one unit for 8 queries: see he_server.scan.
+    a thread of answers and those of one unit for 8 queries: see he_server.scan.
 
     Health checks and reflection have threads of their own, so they are answered while all `calls` are taken. What
     idle_s does not bound: a client that sends a little now and then, and one that announces a call of a single

@@ -45,7 +45,7 @@ class _Call:
     held_bytes: int = 0  #: of answers that it has not taken, or that are being computed for it
     running: int = 0  #: riders of it for whom a unit is being computed
     error: BaseException | None = None
-    served: int = 0  #: queries times units, from where the least served then were when it came
+    served: int = 0  #: queries times units; who comes or had no room starts where the others are
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +78,7 @@ class Scan:
         self._lock = threading.Lock()
         self._riders: list[_Rider] = []
         self._next = 0  #: unit
+        self._served = 0  #: of the least served, when they were last
         self._workers = 0
 
     def answer(self, queries: Sequence[Buffer], active: Callable[[], bool]) -> Iterator[Piece]:
@@ -98,7 +99,7 @@ class Scan:
         call = _Call(threading.Condition(self._lock), active, len(queries), len(queries) * len(self._units))
         everything = (1 << len(self._units)) - 1
         with self._lock:
-            call.served = min((rider.call.served for rider in self._riders), default=0)
+            call.served = self._served
             for first in range(0, len(queries), RIDER_QUERIES):
                 some = queries[first : first + RIDER_QUERIES]
                 self._riders.append(_Rider(call, first, some, everything))
@@ -164,9 +165,11 @@ class Scan:
             if rider.lacks >> number & 1 and self._has_room(rider.call):
                 if queries + len(rider.queries) > SHARED_QUERIES:
                     break
+                if not boarded:
+                    self._served = max(self._served, rider.call.served)
                 queries += len(rider.queries)
                 rider.lacks ^= 1 << number
-                rider.call.served += len(rider.queries)
+                rider.call.served = max(rider.call.served, self._served) + len(rider.queries)
                 rider.call.running += 1
                 rider.call.held_bytes += self._answer_bytes(rider, number)
                 boarded.append(rider)
