@@ -6,13 +6,17 @@ For each profile and stride: our server as a process, the SDK as its client on l
 other; the server's answer alone, recall and score error through benchmarks.subjects. The plan is made just before, for
 a link of the rate and round trip that searches of one row show. Times: predicted / measured; bytes: equal or not.
 
-JSON keys (stable): `machine`, `arguments`, `link` (`bytes_per_s`, `round_trip_s`), `points`, `largest_deviation` (of
-whole queries: the largest |predicted / measured − 1|), `deviations` (the same of every time), `bytes_equal`, `chosen`
-(profile → the stride that the plan takes), `fastest` (profile → the one measured to have the lowest latency). A point
-has `profile`, `dim`, `stride`, `rows`, `recall_at_10`, `score_error_std`, `cache_bytes_per_row`, `measured` and
-`predicted` (both: `sent_bytes`, `received_bytes`, `client_cache_bytes`, `server_disk_bytes`, `encrypt_s`, `server_s`,
-`recover_work_s`, `latency_s`, `open_s`, `upload_s`), `ratios` (of the times) and `bytes_equal`. `upload_s` as measured
-has the server's hashing and writing in it, which the plan leaves out: on loopback, and there alone, that counts.
+Client and server share this machine, as they would not elsewhere, so the plan is told how far they hinder each other:
+`overlap` is measured first, once (1: not at all, 0: they could as well take turns).
+
+JSON keys (stable): `machine`, `arguments`, `overlap`, `link` (`bytes_per_s`, `round_trip_s`), `points`,
+`largest_deviation` (of whole queries: the largest |predicted / measured − 1|), `deviations` (the same of every time),
+`bytes_equal`, `chosen` (profile → the stride that the plan takes), `fastest` (profile → the one measured to have the
+lowest latency). A point has `profile`, `dim`, `stride`, `rows`, `recall_at_10`, `score_error_std`,
+`cache_bytes_per_row`, `measured` and `predicted` (both: `sent_bytes`, `received_bytes`, `client_cache_bytes`,
+`server_disk_bytes`, `encrypt_s`, `server_s`, `recover_work_s`, `latency_s`, `open_s`, `upload_s`), `ratios` (of the
+times) and `bytes_equal`. `upload_s` as measured has the server's hashing and writing in it, which the plan leaves out:
+on loopback, and there alone, that counts.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +73,30 @@ def loopback(address: str, dim: int) -> Link:
             seconds.append(statistics.median(taken))
             client.drop_collection(name)
     return Link(4 * (long.block_words - short.block_words) / max(1e-9, seconds[1] - seconds[0]), seconds[0])
+
+
+def overlap_share(data: F64, queries: F64, a: argparse.Namespace) -> float:
+    """(s + c − both) / min(s, c), of a server's pass and a client's recovery alone (s, c) and at the same time."""
+    with tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder, ThreadPoolExecutor(2) as pool:
+        subject = Subject(Path(folder), data, "hint", Profile.EXACT.value, None, a.threads)
+        query = subject.client.query(queries[0])
+        answer = subject.answer(query)
+
+        def server() -> None:
+            subject.answer(query)
+
+        def client() -> None:
+            for _ in range(2):  # about as long as the server's pass
+                subject.scores(query, answer)
+
+        def both() -> None:
+            for future in [pool.submit(server), pool.submit(client)]:
+                future.result()
+
+        times = alternate({"server": server, "client": client, "both": both}, a.rounds)
+        subject.close()
+    s, c, together = (times[name].median_s for name in ("server", "client", "both"))
+    return min(1.0, max(0.0, (s + c - together) / min(s, c)))
 
 
 def alone(p: Parameters, data: F64, queries: F64, a: argparse.Namespace) -> dict[str, Any]:
@@ -125,6 +154,7 @@ def client_threads(a: argparse.Namespace) -> int:
 def measure(a: argparse.Namespace) -> dict[str, Any]:
     data, queries = make_data(a.rows, a.dim)
     points, links, chosen, fastest = [], [], {}, {}
+    overlap = overlap_share(data, queries, a)
     with (
         tempfile.TemporaryDirectory(prefix="hesearch-bench-") as folder,
         process(*serve(Path(folder), a.threads)) as (
@@ -141,7 +171,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
                 engine = alone(p, data, queries, a)
                 measured = whole(address, p, data, queries, a)
                 measured["server_s"] = engine.pop("server_s")
-                plan = predict(p, a.rows, replace(rates, client_threads=client_threads(a)), link)
+                plan = predict(p, a.rows, replace(rates, client_threads=client_threads(a)), link, overlap=overlap)
                 plans.append(plan)
                 links.append(link)
                 points.append(point(p, a.rows, measured, asdict(plan), engine))
@@ -153,6 +183,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": describe(),
         "arguments": {k: v for k, v in vars(a).items() if k != "json"},
+        "overlap": overlap,
         "link": {
             "bytes_per_s": statistics.median(link.bytes_per_s for link in links),
             "round_trip_s": statistics.median(link.round_trip_s for link in links),

@@ -2,10 +2,11 @@
 
     python -m benchmarks.scaling --json out.json
 
-Rows start at 10,000 and double while an index has at most `--max-gb` (d = 512) or OTHER_GB (other dimensions). Each
-point is the median of alternating runs of our server's answer and FAISS `IndexFlatIP`, one thread each. Every index is
-the beginning of one file of random residues (residues are random anyway): what is timed is the answer alone. Precision
-is that of the parameters; `benchmarks.overhead` and `benchmarks.icd` measure it.
+Rows start at 10,000 and double while an index has at most `--max-gb` (d = 512) or OTHER_GB (other dimensions). All
+sizes of a profile and dimension take turns, our server's answer and FAISS's exact search, one thread each; each point
+is a median. So no index is in the cache still when its turn comes. Every index is the
+beginning of one file of random residues (residues are random anyway): what is timed is the answer alone. Precision is
+that of the parameters; `benchmarks.overhead` and `benchmarks.icd` measure it.
 
 JSON keys (stable): `machine`, `arguments`, `cache_bytes` (of the last level), `points` and `strides` (d = 512 and
 STRIDE_ROWS rows, every stride that the parameters allow): lists of {profile, dim, stride, rows, index_bytes, server_s,
@@ -21,6 +22,7 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,60 +84,74 @@ class Residues:
 
 
 class PlainRows:
-    """FAISS over a growing number of rows of one dimension; None where it is not installed."""
+    """FAISS's exact search over the first of some random rows; None where it is not installed."""
 
-    def __init__(self, dim: int) -> None:
-        self._piece = np.random.default_rng(SEED).standard_normal((FIRST_ROWS, dim), dtype=np.float32)
-        self._index: Any = None
+    def __init__(self, dim: int, rows: int) -> None:
+        self._faiss: Any = None
         try:
             import faiss
         except ImportError:
             print("FAISS is not installed: pip install '.[bench]'", file=sys.stderr)
             return
         faiss.omp_set_num_threads(1)
-        self._index = faiss.IndexFlatIP(dim)
+        self._faiss = faiss
+        some = np.random.default_rng(SEED).standard_normal((FIRST_ROWS, dim), dtype=np.float32)
+        self._rows = np.resize(some, (rows, dim))
 
     def search(self, rows: int) -> Callable[[], object] | None:
-        """One query over so many rows, not fewer than before."""
-        if self._index is None:
+        """One query over so many rows, with the functions behind `IndexFlatIP`."""
+        if self._faiss is None:
             return None
-        while (missing := rows - self._index.ntotal) > 0:
-            self._index.add(self._piece[:missing])
-        return lambda: self._index.search(self._piece[:1], 10)
+        query, part = self._rows[:1], self._rows[:rows]
+        return lambda: self._faiss.knn(query, part, 10, metric=self._faiss.METRIC_INNER_PRODUCT)
 
 
-def measure(p: Parameters, rows: int, residues: Residues, plain: PlainRows | None, rounds: int) -> Point:
-    """One point; without FAISS where `plain` is None."""
-    index, query, server = residues.index(p, rows), residues.query(p), HintServer(p)
+def measure(
+    p: Parameters, sizes: Sequence[int], residues: Residues, plain: PlainRows | None, rounds: int
+) -> list[Point]:
+    """A point for each number of rows, all in turn: a slow moment of the machine meets all. FAISS, unless `plain` is
+    None, too."""
+    query, server = residues.query(p), HintServer(p)
     unit = max(1, _UNIT_BYTES // server.index_bytes_per_block)
+    indexes = {rows: residues.index(p, rows) for rows in sizes}
+    servers = {rows: HintServer(p) for rows in sizes}  # each takes the file for a whole index
 
-    def ours() -> None:
+    def answer(rows: int) -> None:
+        server, index = servers[rows], indexes[rows]
         for first in range(0, index.blocks, unit):
             server.answer(index, first, min(unit, index.blocks - first), [query])
 
-    candidates: dict[str, Callable[[], object]] = {"server": ours}
-    if plain is not None and (search := plain.search(rows)):
-        candidates["faiss"] = search
-    times = alternate(candidates, max(rounds, min(50, (1 << 30) // index.length_bytes)))  # short ones more often
-    server.close()
-    seconds = times["server"].median_s
-    faiss_s = times["faiss"].median_s if "faiss" in times else None
-    return {
-        "profile": p.profile.value,
-        "dim": p.dim,
-        "stride": p.stride,
-        "rows": rows,
-        "index_bytes": index.length_bytes,
-        "server_s": seconds,
-        "server_ns_per_row": seconds / rows * 1e9,
-        "server_gb_s": index.length_bytes / seconds / 1e9,
-        "faiss_s": faiss_s,
-        "faiss_ns_per_row": None if faiss_s is None else faiss_s / rows * 1e9,
-        "query_bytes": server.query_bytes,
-        "answer_bytes_per_row": index.blocks * server.answer_bytes_per_block / rows,
-        "hint_bytes_per_row": index.blocks * p.hint_bytes_per_block / rows,
-        "score_error_std": p.score_error_std,
-    }
+    candidates: dict[tuple[str, int], Callable[[], object]] = {}
+    for rows in sizes:
+        candidates["server", rows] = partial(answer, rows)
+        if plain is not None and (search := plain.search(rows)):
+            candidates["faiss", rows] = search
+    times = {name: timing.median_s for name, timing in alternate(candidates, rounds).items()}
+    for one in servers.values():
+        one.close()
+    points = []
+    for rows, index in indexes.items():
+        seconds, faiss_s = times["server", rows], times.get(("faiss", rows))
+        points.append(
+            {
+                "profile": p.profile.value,
+                "dim": p.dim,
+                "stride": p.stride,
+                "rows": rows,
+                "index_bytes": index.length_bytes,
+                "server_s": seconds,
+                "server_ns_per_row": seconds / rows * 1e9,
+                "server_gb_s": index.length_bytes / seconds / 1e9,
+                "faiss_s": faiss_s,
+                "faiss_ns_per_row": None if faiss_s is None else faiss_s / rows * 1e9,
+                "query_bytes": server.query_bytes,
+                "answer_bytes_per_row": index.blocks * server.answer_bytes_per_block / rows,
+                "hint_bytes_per_row": index.blocks * p.hint_bytes_per_block / rows,
+                "score_error_std": p.score_error_std,
+            }
+        )
+        _print(points[-1])
+    return points
 
 
 def flatness(points: Sequence[Point], cache_bytes: int) -> list[dict[str, Any]]:
@@ -170,18 +186,15 @@ def run(max_gb: float, rounds: int) -> dict[str, Any]:
         residues = Residues(Path(folder) / "index", max(int(max_gb * 1.01e9), widest))  # whole blocks are a little more
         for dim in DIMS:
             limit = (max_gb if dim == MAIN_DIM else min(max_gb, OTHER_GB)) * 1e9
-            plain = PlainRows(dim)
-            chosen = [Parameters.choose(profile, dim) for profile in PROFILES]
-            for rows in sizes(4 * dim, limit):
-                for p in chosen:
-                    if rows in sizes(4 * p.block_words / p.rows_per_block, limit):
-                        points.append(measure(p, rows, residues, plain, rounds))
-                        _print(points[-1])
+            plain = PlainRows(dim, max(sizes(4 * dim, limit), default=FIRST_ROWS))
+            for profile in PROFILES:
+                p = Parameters.choose(profile, dim)
+                every = list(sizes(4 * p.block_words / p.rows_per_block, limit))
+                points += measure(p, every, residues, plain, rounds)
         for profile in PROFILES:
             for stride in strides(profile, MAIN_DIM):
                 p = Parameters.choose(profile, MAIN_DIM, stride)
-                by_stride.append(measure(p, STRIDE_ROWS, residues, None, rounds))
-                _print(by_stride[-1])
+                by_stride += measure(p, [STRIDE_ROWS], residues, None, rounds)
     cache = last_level_cache_bytes()
     return {"cache_bytes": cache, "points": points, "strides": by_stride, "flatness": flatness(points, cache)}
 
@@ -200,7 +213,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scaling", description="Server time a row, by rows, dimension, profile and stride."
     )
-    parser.add_argument("--max-gb", type=float, default=4.2, help="largest index at d = 512 (default 4.2)")
+    parser.add_argument("--max-gb", type=float, default=5.3, help="largest index at d = 512 (default 5.3)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the points to this file")
     a = parser.parse_args()

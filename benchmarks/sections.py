@@ -260,11 +260,14 @@ def plan(run: Run) -> list[str]:
     ]  # fmt: skip
     a = f["arguments"]
     taken = ", ".join(f"`{name}` {f['chosen'][name]} (fastest: {f['fastest'][name]})" for name in f["chosen"])
+    near = sum(abs(q["ratios"]["latency_s"] - 1) <= 0.25 for q in f["points"])
     return [
         f"What the stride buys, {a['rows']:,} × {a['dim']}, a whole query over loopback, beside what `hesearch plan` "
-        f"expected of this machine. Bytes as planned: {'yes' if f['bytes_equal'] else 'NO'}. The farthest of a whole "
-        f"query's plans is {number(f['largest_deviation'], '.0f', 100)} % off. Strides that the plan takes on this "
-        f"link, where a query bears a share of the first download: {taken}.",
+        "expected of this machine, where client and server hinder each other (an overlap of "
+        f"{number(f['overlap'])}: 1 would be not at all, 0 taking turns). Bytes as planned: "
+        f"{'yes' if f['bytes_equal'] else 'NO'}. Whole queries: {near} of {len(f['points'])} plans are within 25 %, "
+        f"the farthest is {number(f['largest_deviation'], '.0f', 100)} % off. On this link the plan takes, "
+        f"where a query bears a share of the first download, the strides: {taken}.",
         *picture("pareto"),
         *table(header, map(row, f["points"])),
         *commands("pareto", [f]),

@@ -56,10 +56,10 @@ def folder(measured: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPat
 
 def growth(folder: Path) -> dict[str, Any]:
     """Two sizes, two strides; the cache small enough for both sizes to be past it."""
-    residues, plain = scaling.Residues(folder / "index", 1 << 22), scaling.PlainRows(DIM)
+    residues, plain = scaling.Residues(folder / "index", 1 << 22), scaling.PlainRows(DIM, 4000)
     chosen = Parameters.choose("compact", DIM)
-    points = [scaling.measure(chosen, rows, residues, plain, 1) for rows in (2000, 4000)]
-    strides = [scaling.measure(Parameters.choose("compact", DIM, g), 2000, residues, None, 1) for g in (1, 2)]
+    points = scaling.measure(chosen, [2000, 4000], residues, plain, 1)
+    strides = [scaling.measure(Parameters.choose("compact", DIM, g), [2000], residues, None, 1)[0] for g in (1, 2)]
     figures = {"arguments": {"max_gb": 0.1}, "cache_bytes": 1 << 16, "points": points, "strides": strides}
     return figures | {"flatness": scaling.flatness(points, 1 << 16)}
 

@@ -141,6 +141,15 @@ def test_secrets_that_are_not_kept_are_derived_again() -> None:
     assert more == pytest.approx(rows * RATES.derive_row_s)
 
 
+def test_stages_that_share_a_machine_take_longer() -> None:
+    p = Parameters.choose("exact", 512)
+    apart, half, turns = (predict(p, 100_000, RATES, LINK, overlap=share) for share in (1.0, 0.5, 0.0))
+    in_turn_s = apart.server_s + apart.receive_s + apart.recover_s
+    assert turns.latency_s == pytest.approx(apart.encrypt_s + apart.send_s + LINK.round_trip_s + in_turn_s)
+    assert apart.latency_s < turns.latency_s
+    assert half.latency_s == pytest.approx((apart.latency_s + turns.latency_s) / 2)
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 7, 1000])
 def test_overlapping_stages(pieces: int) -> None:
     """Against a simulation: piece k enters a stage when it has left the one before and piece k − 1 has left this."""

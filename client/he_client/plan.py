@@ -216,7 +216,9 @@ class Plan:
     cost_s: float  #: a query with its share of opening the collection: what `choose` compares
 
 
-def predict(parameters: Parameters, rows: int, rates: Rates, link: Link, queries: int = QUERIES) -> Plan:
+def predict(
+    parameters: Parameters, rows: int, rates: Rates, link: Link, queries: int = QUERIES, *, overlap: float = 1.0
+) -> Plan:
     """Bytes and times of n rows at one stride.
 
     A query: encrypt + send + round trip + pass, where the pass is three stages that overlap: the server reads the
@@ -224,6 +226,9 @@ def predict(parameters: Parameters, rows: int, rates: Rates, link: Link, queries
     With G groups of equal size, the stage that limits takes all of its time, and the others that of one group:
 
         pass = max over stages (stage + Σ others of one group),   one group: 1/G of the work of a stage
+
+    That is with `overlap` 1: each stage has a machine of its own. Where they share one, they hinder each other; with 0
+    they would take turns, and in between the pass is between both.
 
     Upload is the same with two stages, encryption and sending, and the segments as groups. Opening reads three parts
     a segment, one after the other.
@@ -235,7 +240,9 @@ def predict(parameters: Parameters, rows: int, rates: Rates, link: Link, queries
     server_s = sizes.index_bytes / rates.server_bytes_per_s
     send_s, receive_s = link.seconds(sizes.query_bytes), link.seconds(sizes.answer_bytes)
     recover_s = work_s / min(rates.client_threads, sizes.groups)
-    passed_s = overlapped([(server_s, server_s), (receive_s, receive_s), (recover_s, work_s)], pieces=sizes.groups)
+    stages = [(server_s, server_s), (receive_s, receive_s), (recover_s, work_s)]
+    in_turn_s = server_s + receive_s + recover_s
+    passed_s = overlap * overlapped(stages, pieces=sizes.groups) + (1 - overlap) * in_turn_s
     build_s, upload_s = padded * rates.build_row_s, link.seconds(sizes.stored_bytes)
     open_s = (2 + 3 * sizes.segments) * link.round_trip_s + link.seconds(sizes.cache_bytes) + padded * rates.open_row_s
     latency_s = rates.query_s + send_s + link.round_trip_s + passed_s
