@@ -21,6 +21,7 @@ from he_client import CollectionKey
 from he_client.engines import make_engine
 from he_client.manifest import open_manifest
 from he_proto import wire
+from he_proto.chunks import answer_requests
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 
@@ -146,7 +147,7 @@ class Encrypted:
             version=self._manifest.version,
             queries=len(ciphertexts),
         )
-        return [message.SerializeToString() for message in wire.answer_requests(header, ciphertexts)]
+        return [message.SerializeToString() for message in answer_requests(header, ciphertexts)]
 
     def answers(self, responses: Sequence[bytes], queries: int) -> list[bytes]:
         """For each query its residues, segments in the order of their ids, blocks in theirs.

@@ -39,11 +39,12 @@ from he_engine.engine import IndexFile
 from he_engine.hint_server import HintServer
 from he_engine.params import Parameters
 from he_proto import wire
+from he_proto.chunks import CHUNK_BYTES, answer_requests, flat, segment_requests
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 
 PARAMETERS = Parameters.choose("compact", 1)
-MESSAGE = bytes(wire.CHUNK_BYTES)
+MESSAGE = bytes(CHUNK_BYTES)
 PREFIX_BYTES = 5  #: gRPC's, before every message
 SERVICE = "benchmarks.Stream"
 
@@ -131,7 +132,7 @@ class Streams:
         return iter(headers)
 
     def requests(self, header: pb.SegmentHeader) -> Iterator[pb.WriteSegmentRequest]:
-        return wire.segment_requests(header, [self.index.data])
+        return segment_requests(header, [self.index.data])
 
     def upload(self, header: pb.SegmentHeader) -> None:
         self.index[0, 0] = self._sent
@@ -146,7 +147,7 @@ class Streams:
 
     def answer(self) -> Iterator[pb.AnswerResponse]:
         header = pb.AnswerHeader(context=self._context, collection_id=self._id, version=self._version, queries=1)
-        responses: Iterator[pb.AnswerResponse] = self._stub.Answer(wire.answer_requests(header, [self.query]))
+        responses: Iterator[pb.AnswerResponse] = self._stub.Answer(answer_requests(header, [self.query]))
         return responses
 
 
@@ -159,15 +160,15 @@ def compute(server: HintServer, path: Path, query: bytes) -> None:
     """The answers to a query over the index that is in this file, a message at a time."""
     blocks = path.stat().st_size // server.index_bytes_per_block
     index = IndexFile(path, 0, path.stat().st_size, blocks)
-    step = wire.CHUNK_BYTES // server.answer_bytes_per_block
+    step = CHUNK_BYTES // server.answer_bytes_per_block
     for first in range(0, blocks, step):
         server.answer(index, first, min(step, blocks - first), [query])
 
 
 def write_and_sync(content: memoryview, path: Path) -> None:
     with path.open("wb", buffering=0) as file:
-        for start in range(0, len(content), wire.CHUNK_BYTES):
-            file.write(content[start : start + wire.CHUNK_BYTES])
+        for start in range(0, len(content), CHUNK_BYTES):
+            file.write(content[start : start + CHUNK_BYTES])
         os.fsync(file.fileno())
 
 
@@ -188,7 +189,7 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
         expected[0, 0] = 0
         if received != expected.tobytes() or not answers == plain.download() == plain.upload() == payload:
             raise AssertionError(f"a stream is not what was sent, or not {payload} bytes long")
-        headers, content = ours.new_headers(a.rounds + 1), wire.flat(ours.index.data)
+        headers, content = ours.new_headers(a.rounds + 1), flat(ours.index.data)
         written, engine = Path(name) / "written", HintServer(PARAMETERS)
         times = alternate(
             {

@@ -18,6 +18,8 @@ from he_engine.errors import HesearchError
 from he_engine.kernels.naive import NaiveKernel
 from he_engine.params import TILE, Parameters
 from he_proto import wire
+from he_proto.chunks import answer_requests, segment_requests
+from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 from he_server.config import ServerConfig
@@ -52,7 +54,7 @@ class Endpoint:
             response = getattr(self.stub, method)(request, timeout=60)
             return list(response) if streams else response
         except grpc.RpcError as error:
-            raise wire.error_from_rpc(error) from None
+            raise error_from_rpc(error) from None
 
     def close(self) -> None:
         if self._channel is not None:
@@ -106,7 +108,7 @@ class FakeSegment:
         return self.header.segment_id
 
     def requests(self) -> list[pb.WriteSegmentRequest]:
-        return list(wire.segment_requests(self.header, self.contents.values()))
+        return list(segment_requests(self.header, self.contents.values()))
 
 
 class FakeClient:
@@ -178,7 +180,7 @@ class FakeClient:
             "queries": len(ciphertexts),
         }
         header = pb.AnswerHeader(**fields | changes)
-        return list(wire.answer_requests(header, [ciphertext.tobytes() for ciphertext in ciphertexts]))
+        return list(answer_requests(header, [ciphertext.tobytes() for ciphertext in ciphertexts]))
 
     def answer(self, version: int, queries: U32) -> dict[bytes, U32]:
         """For each segment (Q, K, P, B); every block exactly once."""

@@ -23,7 +23,8 @@ from he_engine.errors import (
 )
 from he_engine.params import Parameters
 from he_proto import wire
-from he_proto.chunks import CHUNK_BYTES, chunks, joined
+from he_proto.chunks import CHUNK_BYTES, answer_requests, chunks, joined
+from he_proto.status import error_from_status, status_of
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.server_fixture import PARAMETERS, all_errors
 
@@ -178,7 +179,7 @@ def test_chunks(buffer: bytes, size: int) -> None:
 
 def test_requests_fit_a_message() -> None:
     header = pb.AnswerHeader(queries=1)
-    first, *rest = wire.answer_requests(header, [memoryview(bytes(CHUNK_BYTES + 1))])
+    first, *rest = answer_requests(header, [memoryview(bytes(CHUNK_BYTES + 1))])
     assert first.header == header
     assert [len(request.chunk) for request in rest] == [CHUNK_BYTES, 1]
 
@@ -187,8 +188,8 @@ def test_requests_fit_a_message() -> None:
 @pytest.mark.parametrize("cls", [cls for cls in all_errors() if cls.__module__ == "he_engine.errors"])
 def test_errors_cross_the_wire(cls: type[HesearchError]) -> None:
     """Each arrives as itself, as its nearest ancestor that crosses, or, where only a client raises it, veiled."""
-    status = wire.status_of(cls("field: got 1, expected 2"))
-    received = wire.error_from_status(status.code, status.message, status.name)
+    status = status_of(cls("field: got 1, expected 2"))
+    received = error_from_status(status.code, status.message, status.name)
     if status.name:
         assert issubclass(cls, type(received))
         assert str(received) == "field: got 1, expected 2"
@@ -200,9 +201,9 @@ def test_errors_cross_the_wire(cls: type[HesearchError]) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("/var/lib/x"), KeyError("k"), OSError(5, "/etc")])
 def test_other_errors_say_nothing(error: Exception) -> None:
-    status = wire.status_of(error)
+    status = status_of(error)
     assert (status.code, status.name) == (grpc.StatusCode.INTERNAL, "")
-    assert status.message == wire.status_of(RuntimeError("x")).message
+    assert status.message == status_of(RuntimeError("x")).message
 
 
 @pytest.mark.parametrize(
@@ -219,17 +220,17 @@ def test_other_errors_say_nothing(error: Exception) -> None:
     ],
 )
 def test_errors_of_grpc_itself(code: grpc.StatusCode, cls: type[HesearchError]) -> None:
-    assert type(wire.error_from_status(code, "why")) is cls
+    assert type(error_from_status(code, "why")) is cls
 
 
 def test_a_server_cannot_choose_the_class_freely() -> None:
     """Nor one that only a client may raise, nor one of another status, nor any Python class."""
     for name in ("WrongKeyError", "NotFound", "SystemExit", "InvalidInput"):
-        received = wire.error_from_status(grpc.StatusCode.UNAVAILABLE, "x", name)
+        received = error_from_status(grpc.StatusCode.UNAVAILABLE, "x", name)
         assert type(received) is Unavailable
 
 
 def test_messages_cannot_drive_a_terminal() -> None:
-    received = wire.error_from_status(grpc.StatusCode.NOT_FOUND, "a\x1b[2J\nb" + "c" * 5000, "NotFound")
+    received = error_from_status(grpc.StatusCode.NOT_FOUND, "a\x1b[2J\nb" + "c" * 5000, "NotFound")
     assert str(received).startswith("a?[2J?b")
     assert len(str(received)) == 1000

@@ -31,6 +31,8 @@ from he_engine.hint_server import HintServer
 from he_engine.mapping import Mappings
 from he_engine.params import Parameters
 from he_proto import wire
+from he_proto.chunks import CHUNK_BYTES, answer_requests, segment_requests
+from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import answering
 from he_server.answering import blocks_per_unit, units
@@ -114,7 +116,7 @@ def test_a_unit_is_bounded(index: int, answer: int, total: int, threads: int) ->
     assert blocks >= 1
     if blocks > 1:
         assert blocks * index <= answering.UNIT_INDEX_BYTES
-        assert blocks * answer <= wire.CHUNK_BYTES
+        assert blocks * answer <= CHUNK_BYTES
 
 
 @given(st.lists(st.integers(1, 20), max_size=6), st.integers(1, 25))
@@ -174,7 +176,7 @@ def test_a_client_that_leaves_stops_its_call(tmp_path: Path, monkeypatch: pytest
         answers.cancel()
         with pytest.raises(grpc.RpcError) as caught:
             list(answers)
-        assert isinstance(wire.error_from_rpc(caught.value), Unavailable)
+        assert isinstance(error_from_rpc(caught.value), Unavailable)
     assert engine.units <= 1 + 2, "one was taken, two were under way, and no other was computed"
 
 
@@ -476,7 +478,7 @@ def test_tenseal_answers(tmp_path: Path, rng: np.random.Generator) -> None:
         index, queries = ciphertexts(3 * 2), ciphertexts(2 * 2)
         name, digest = request.context.collection, parameters.digest
         header = wire.segment_header(name, request.collection_id, digest, 3, {pb.PART_KIND_INDEX: index})
-        endpoint.call("WriteSegment", list(wire.segment_requests(header, [index])))
+        endpoint.call("WriteSegment", list(segment_requests(header, [index])))
         commit = pb.CommitManifestRequest(
             context=request.context,
             collection_id=request.collection_id,
@@ -486,7 +488,7 @@ def test_tenseal_answers(tmp_path: Path, rng: np.random.Generator) -> None:
         )
         endpoint.call("CommitManifest", commit)
         ask = pb.AnswerHeader(context=request.context, collection_id=request.collection_id, version=2, queries=2)
-        pieces = endpoint.call("Answer", list(wire.answer_requests(ask, [queries])))
+        pieces = endpoint.call("Answer", list(answer_requests(ask, [queries])))
         path = next((tmp_path / "segments").rglob(header.segment_id.hex()))
         alone = TensealServer(2, 1)
         half = len(queries) // 2

@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_proto import wire
+from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import cli
 from he_server.config import ServerConfig
@@ -272,7 +273,7 @@ def test_an_idle_client_loses_its_place(tmp_path: Path) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 held.result()
             assert caught.value.code() is grpc.StatusCode.CANCELLED
-            assert isinstance(wire.error_from_rpc(caught.value), Unavailable)
+            assert isinstance(error_from_rpc(caught.value), Unavailable)
             while True:  # until the server's side of it has ended, too
                 with contextlib.suppress(Unavailable):
                     assert client.describe().version == 1

@@ -25,6 +25,7 @@ from he_engine.errors import (
 )
 from he_engine.params import Parameters
 from he_proto import wire
+from he_proto.chunks import CHUNK_BYTES
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.service import Service
 from tests.server_fixture import (
@@ -130,15 +131,15 @@ def test_limit_of_query_bytes(tmp_path: Path) -> None:
 
 def test_queries_are_held_once() -> None:
     """Sixteen of 2 MiB as they come, and room for two more at most."""
-    chunk, count = pb.AnswerRequest(chunk=bytes(wire.CHUNK_BYTES)), 32
+    chunk, count = pb.AnswerRequest(chunk=bytes(CHUNK_BYTES)), 32
     tracemalloc.start()
     try:
-        queries = Service._received(iter([chunk] * count), 16, count * wire.CHUNK_BYTES)
+        queries = Service._received(iter([chunk] * count), 16, count * CHUNK_BYTES)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [len(query) for query in queries] == [2 * wire.CHUNK_BYTES] * 16
-    assert peak_bytes < 18 * 2 * wire.CHUNK_BYTES
+    assert [len(query) for query in queries] == [2 * CHUNK_BYTES] * 16
+    assert peak_bytes < 18 * 2 * CHUNK_BYTES
 
 
 def test_list(endpoint: Endpoint) -> None:
@@ -323,7 +324,7 @@ def test_bad_segment_streams(client: FakeClient, tmp_path: Path) -> None:
         ([header, piece(chunk[:-1])], InvalidInput, "part PAYLOADS lacks 1 bytes"),
         ([header, piece(chunk + b"x")], InvalidInput, "got 1 bytes after the end"),
         ([header, piece(b""), *chunks], InvalidInput, "chunk: got 0 bytes"),
-        ([header, piece(chunk + bytes(wire.CHUNK_BYTES))], InvalidInput, "expected 1 to 1048576"),
+        ([header, piece(chunk + bytes(CHUNK_BYTES))], InvalidInput, "expected 1 to 1048576"),
         ([header, piece(bytes(flipped))], TamperedDataError, "part INDEX does not match its digest"),
         ([header, piece(chunk[:-1] + bytes([chunk[-1] ^ 1]))], TamperedDataError, "part PAYLOADS does not match"),
         ([header, pb.WriteSegmentRequest()], InvalidInput, "something else than a chunk"),

@@ -30,6 +30,7 @@ from he_engine.hint_client import HintClient, generate_state
 from he_engine.hint_server import HintServer
 from he_engine.keys import KEY_BYTES, RootKey
 from he_proto import wire
+from he_proto.chunks import chunks
 from he_proto.v1 import hesearch_pb2 as pb
 
 SCAN_BYTES = 128 << 20  #: of index that answers read: more than a core complex caches
@@ -67,7 +68,7 @@ class _Stored:
         raise NotImplementedError(method)
 
     def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:  # noqa: ARG002
-        for chunk in wire.chunks(self.contents[request.kind]):
+        for chunk in chunks(self.contents[request.kind]):
             yield pb.ReadSegmentPartResponse(chunk=chunk)
 
     def close(self) -> None: ...

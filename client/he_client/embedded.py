@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from he_engine.errors import HesearchError
-from he_proto import wire
+from he_proto.status import error_from_status, status_of
 from he_server.config import ServerConfig
 from he_server.service import LocalCall, Service
 
@@ -64,5 +64,5 @@ def _remove(folder: Path, owner: int) -> None:
 
 def _as_a_client_sees(error: HesearchError) -> HesearchError:
     """The error as it would have come over the wire, so that both transports behave alike."""
-    status = wire.status_of(error)
-    return wire.error_from_status(status.code, status.message, status.name)
+    status = status_of(error)
+    return error_from_status(status.code, status.message, status.name)

@@ -20,6 +20,7 @@ from he_client.transport import Remote
 from he_engine.engine import MAX_QUERIES, Buffer, ClientEngine
 from he_engine.errors import Conflict, InvalidInput, NotFound, TamperedAnswerError, Unavailable
 from he_proto import wire
+from he_proto.chunks import answer_requests
 from he_proto.v1 import hesearch_pb2 as pb
 
 F64 = NDArray[np.float64]
@@ -157,7 +158,7 @@ class Searcher:
                 _end(work.values())
 
         ciphertexts = [one.query.ciphertext for one in asked]
-        return self._remote.stream("Answer", lambda: wire.answer_requests(header, ciphertexts), receive)
+        return self._remote.stream("Answer", lambda: answer_requests(header, ciphertexts), receive)
 
     def _recover(self, asked: _Asked, group: Group, answers: list[Buffer], k: int) -> _Found:
         """Verify, decrypt, and keep the k best live rows of one group."""

@@ -20,6 +20,7 @@ from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.sealing import seal, seal_records, unseal, unseal_record
 from he_proto import wire
+from he_proto.chunks import segment_requests
 from he_proto.v1 import hesearch_pb2 as pb
 
 Contents: TypeAlias = dict[pb.PartKind, Buffer]
@@ -126,7 +127,7 @@ class SegmentStore:
             parts=segment.entry.parts,
         )
         parts = [contents[part.kind] for part in header.parts]
-        self._remote.call("WriteSegment", lambda: wire.segment_requests(header, parts))
+        self._remote.call("WriteSegment", lambda: segment_requests(header, parts))
 
     # ---- reading ---------------------------------------------------------------------------------------
     def open(self, entry: pb.SegmentEntry) -> Segment:

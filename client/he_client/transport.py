@@ -16,6 +16,7 @@ import grpc
 
 from he_engine.errors import HesearchError, Unavailable
 from he_proto import wire
+from he_proto.status import ERROR_METADATA, error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 
@@ -70,9 +71,9 @@ class GrpcTransport:
 
     def _readable(self, error: Any) -> HesearchError:
         """Our own errors as they are; a connection that gRPC could not make in words that help."""
-        ours = any(key == wire.ERROR_METADATA for key, _ in error.trailing_metadata() or ())
+        ours = any(key == ERROR_METADATA for key, _ in error.trailing_metadata() or ())
         if error.code() is not grpc.StatusCode.UNAVAILABLE or ours:
-            return wire.error_from_rpc(error)
+            return error_from_rpc(error)
         hint = "" if self._insecure else "; this version's servers speak no TLS: give insecure=True (--insecure)"
         return Unavailable(f"no answer from {self._address}; is `hesearch serve` running there?{hint}")
 

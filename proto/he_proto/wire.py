@@ -1,8 +1,7 @@
 """The one place where messages become engine types and engine types become messages.
 
 Identifiers, contexts, parameters and segment descriptions, for clients and servers alike. Whatever arrives is
-checked here before anything is computed with it. Its two neighbours are offered here too: streams of bytes
-(he_proto.chunks) and errors (he_proto.status).
+checked here before anything is computed with it.
 """
 
 from __future__ import annotations
@@ -19,45 +18,8 @@ from he_engine import errors
 from he_engine.engine import Buffer, EngineKind
 from he_engine.errors import FormatVersionError, InvalidInput
 from he_engine.params import MAX_DIM, Parameters
-from he_proto.chunks import CHUNK_BYTES, answer_requests, chunks, flat, joined, segment_requests
-from he_proto.status import ERROR_METADATA, WireError, error_from_rpc, error_from_status, status_of
+from he_proto.chunks import flat
 from he_proto.v1 import hesearch_pb2 as pb
-
-__all__ = [
-    "CHANNEL_OPTIONS",
-    "CHUNK_BYTES",
-    "COLLECTION_ID_BYTES",
-    "DIGEST_BYTES",
-    "ERROR_METADATA",
-    "FORMAT_VERSION",
-    "MAX_MANIFEST_BYTES",
-    "MAX_MESSAGE_BYTES",
-    "PartLike",
-    "PublicParameters",
-    "TensealParameters",
-    "WireError",
-    "answer_requests",
-    "check_collection_id",
-    "check_context",
-    "check_digest",
-    "check_format",
-    "check_name",
-    "check_parts",
-    "chunks",
-    "context",
-    "engine_kind",
-    "error_from_rpc",
-    "error_from_status",
-    "flat",
-    "joined",
-    "parameters_from_wire",
-    "parameters_to_wire",
-    "part_name",
-    "segment_header",
-    "segment_id",
-    "segment_requests",
-    "status_of",
-]
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 16 << 20  #: of one sealed manifest; it travels in one message

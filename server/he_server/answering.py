@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from he_engine.engine import ServerEngine
-from he_proto.wire import CHUNK_BYTES
+from he_proto.chunks import CHUNK_BYTES
 from he_server.segment_file import StoredSegment
 
 UNIT_INDEX_BYTES = 32 << 20  #: of index in one unit: 2 ms of one core for one query, 10 ms for 32

@@ -13,6 +13,7 @@ from typing import Any
 from he_engine.engine import ServerEngine
 from he_engine.errors import InvalidInput, LimitExceeded
 from he_proto import wire
+from he_proto.chunks import CHUNK_BYTES
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
 from he_server.segment_file import Description, PartEntry
@@ -38,8 +39,8 @@ def chunks_after(requests: Iterator[Any]) -> Iterator[bytes]:
     for request in requests:
         if request.WhichOneof("content") != "chunk":
             raise InvalidInput("stream: got something else than a chunk after the header")
-        if not 1 <= len(request.chunk) <= wire.CHUNK_BYTES:
-            raise InvalidInput(f"chunk: got {len(request.chunk)} bytes, expected 1 to {wire.CHUNK_BYTES}")
+        if not 1 <= len(request.chunk) <= CHUNK_BYTES:
+            raise InvalidInput(f"chunk: got {len(request.chunk)} bytes, expected 1 to {CHUNK_BYTES}")
         yield request.chunk
 
 

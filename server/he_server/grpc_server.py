@@ -19,6 +19,7 @@ import grpc
 
 from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_proto import wire
+from he_proto.status import ERROR_METADATA, status_of
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 from he_server.idle import IdleWatch
@@ -178,10 +179,10 @@ class Adapter:
 
 def _fail(name: str, error: Exception, context: grpc.ServicerContext) -> NoReturn:
     """Ends the call with what the client may know; the log gets the rest, unless the client has just gone."""
-    status = wire.status_of(error)
+    status = status_of(error)
     if not status.name and context.is_active():
         _log.error("%s failed", name, exc_info=error)
     if status.name:
-        context.set_trailing_metadata(((wire.ERROR_METADATA, status.name),))
+        context.set_trailing_metadata(((ERROR_METADATA, status.name),))
     context.abort(status.code, status.message)
     raise AssertionError("unreachable: abort raises")

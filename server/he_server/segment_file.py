@@ -31,7 +31,8 @@ from pathlib import Path
 
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import FormatVersionError, InvalidInput, TamperedDataError
-from he_proto.wire import CHUNK_BYTES, part_name, segment_id
+from he_proto.chunks import CHUNK_BYTES
+from he_proto.wire import part_name, segment_id
 from he_server import files
 from he_server.files import PAGE_BYTES, NewFile
 
