@@ -90,6 +90,9 @@ def goals(run: Run) -> list[str]:
             if value is not None and goal is not None:
                 met.append(value <= goal if at_most else value >= goal)
         limits = ", ".join(_short(goal) for goal in dict.fromkeys(wanted) if goal is not None)
+        if None in wanted:
+            meant = (f"`{profile}`" for profile, goal in zip(PROFILES, wanted, strict=True) if goal is not None)
+            limits += f" ({', '.join(meant)})"
         said = "yes" if met and all(met) else f"{sum(met)} of {len(met)}" if met else "–"
         rows.append([title, f"{'≤' if at_most else '≥'} {limits}", *cells, said])
     return [

@@ -36,7 +36,8 @@ def server(run: Run) -> list[str]:
     return [
         "The server's work for one query over the encrypted index, beside exact searches of the same rows in float32 "
         "(FAISS `IndexFlatIP`, NumPy's product), and beside a plain sum over as many bytes as the index has. "
-        "Candidates take turns in one process. Without network, client and top-k; approximate indexes are below.",
+        "Candidates take turns in one process. Without network, client and top-k; approximate indexes are below. "
+        "The plain sum is NumPy's, not the most that memory gives: a share of it can be above 1.",
         *table(header, map(row, runs.values())),
         *commands("overhead", runs.values()),
     ]
@@ -55,6 +56,11 @@ def whole(run: Run) -> list[str]:
             number(f["recall_at_10"], ".4f"), number(f["server_rss_beyond_index_bytes"], ",.0f", 1e-6),
         ]  # fmt: skip
 
+    batches = [
+        [f"`{f['arguments']['profile']}`", size, ms(b["whole_s"]), ms(b["plaintext_s"]),
+         number(b["whole_s"] / b["plaintext_s"])]
+        for f in runs.values() for size, b in f["batch"].items()
+    ]  # fmt: skip
     header = [
         "", "whole, ms", "FAISS, ms", "÷", "encrypt, ms", "until the last byte, ms", "after it, ms",
         "server alone, ms", "client's work, ms", "client ÷ server", "recall@10", "server memory beyond the index, MB",
@@ -66,6 +72,9 @@ def whole(run: Run) -> list[str]:
         "verifying, decrypting and ranking, wherever it was hidden. Client and server share the machine; the network "
         "has no delay.",
         *table(header, map(row, runs.values())),
+        "",
+        "The same with several queries in one call, milliseconds a query; FAISS multiplies them as a matrix (BLAS).",
+        *table(["", "queries", "whole, ms", "FAISS, ms", "÷"], batches),
         *commands("service", runs.values()),
     ]
 
@@ -113,12 +122,12 @@ def client(run: Run) -> list[str]:
 
     header = [
         "", "encryption, rows/s a core", "encrypt a query, ms", "verify and decrypt, ms", "index, bytes a coordinate",
-        "query, KB", "answer, bytes a row", "hint, bytes a row", "cache, bytes a row", "error of a score, std",
+        "query, KB", "answer, bytes a row", "hint, bytes a row", "… and fingerprint", "error of a score, std",
         "… expected",
     ]  # fmt: skip
     return [
         f"What the client does and keeps, {a['rows']:,} × {a['dim']}, one thread. A plaintext index has 4 bytes a "
-        "coordinate and no cache. Hints and cache count as downloaded; in memory they are larger.",
+        "coordinate and no cache. Hints and fingerprints count as downloaded, without ids; in memory they are larger.",
         *table(header, map(row, runs.values())),
         *commands("overhead", runs.values()),
     ]
@@ -249,14 +258,14 @@ def plan(run: Run) -> list[str]:
         m = q["measured"]
         return [
             f"`{q['profile']}`, stride {q['stride']}", number(m["sent_bytes"], ",.0f", 1e-3),
-            number(q["cache_bytes_per_row"], ",.0f"), number(q["recall_at_10"], ".4f"), ms(m["server_s"]),
+            number(q["cache_bytes_per_row"], ",.0f"), number(q["recall_at_10"], ".2f"), ms(m["server_s"]),
             ms(m["encrypt_s"] + m["recover_work_s"]), ms(m["latency_s"]), ms(q["predicted"]["latency_s"]),
             number(q["ratios"]["latency_s"]),
         ]  # fmt: skip
 
     header = [
-        "", "query, KB", "cache, bytes a row", "recall@10", "server, ms", "client's work, ms", "whole query, ms",
-        "planned, ms", "planned ÷ measured",
+        "", "query, KB", "cache, bytes a row", "recall@10 of 10 queries", "server, ms", "client's work, ms",
+        "whole query, ms", "planned, ms", "planned ÷ measured",
     ]  # fmt: skip
     a = f["arguments"]
     taken = ", ".join(f"`{name}` {f['chosen'][name]} (fastest: {f['fastest'][name]})" for name in f["chosen"])
@@ -266,7 +275,7 @@ def plan(run: Run) -> list[str]:
         "expected of this machine, where client and server hinder each other (an overlap of "
         f"{number(f['overlap'])}: 1 would be not at all, 0 taking turns). Bytes as planned: "
         f"{'yes' if f['bytes_equal'] else 'NO'}. Whole queries: {near} of {len(f['points'])} plans are within 25 %, "
-        f"the farthest is {number(f['largest_deviation'], '.0f', 100)} % off. On this link the plan takes, "
+        f"the farthest is {number(f['largest_deviation'], '.0f', 100)} % off. On loopback the plan takes, "
         f"where a query bears a share of the first download, the strides: {taken}.",
         *picture("pareto"),
         *table(header, map(row, f["points"])),

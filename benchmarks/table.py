@@ -59,7 +59,11 @@ def render(folder: Path) -> str:
         row("index, bytes a coordinate", "4", [f"{o['index_bytes_per_coordinate']:.2f}" for o in overhead]),
         row("query sent, KB", f"{4 * arguments['dim'] / 1e3:.0f}", [f"{o['query_bytes'] / 1e3:.0f}" for o in overhead]),
         row("answer received, bytes a row", "–", [f"{o['answer_bytes_per_row']:.2f}" for o in overhead]),
-        row("client cache, bytes a row", "–", [f"{o['client_cache_bytes_per_row']:.0f}" for o in overhead]),
+        row(
+            "client keeps hint and fingerprint, bytes a row",
+            "–",
+            [f"{o['client_cache_bytes_per_row']:.0f}" for o in overhead],
+        ),
         row("encryption, rows a second a core", "–", [f"{o['encrypt_rows_per_s']:,.0f}" for o in overhead]),
         row(
             "TenSEAL, one dot product a row (extrapolated), times slower",

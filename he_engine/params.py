@@ -64,7 +64,7 @@ _DEFAULT_PLANES = {Profile.EXACT: 16, Profile.COMPACT: 32, Profile.PRECISE: 16}
 
 
 def default_stride(profile: Profile, dim: int) -> int:
-    """The stride that makes a query about 256 KiB (`compact`) or 512 KiB, whatever the dimension.
+    """The stride that makes a query about 256 KiB (`compact`) or 512 KiB; half of that to all of it, by dimension.
 
     I = dim/g planes is then 32 or 16, and the stored hint about 1/57 or 1/30 of the index.
     """

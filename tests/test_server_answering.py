@@ -556,7 +556,7 @@ def test_what_is_live_is_warmed(tmp_path: Path) -> None:
         client.commit(1, segments[:2])
         warmth = warm(endpoint.service, threading.Event())
         assert (warmth.index_bytes, warmth.warm_bytes) == (4 * BLOCK_BYTES, 4 * BLOCK_BYTES)
-        assert str(warmth).startswith("index in memory: 0.00 of 0.00 GB after ")
+        assert str(warmth).startswith("read 0.1 of 0.1 MB of indexes into memory in ")
         stopped = threading.Event()
         stopped.set()
         assert warm(endpoint.service, stopped).warm_bytes == 0

@@ -91,7 +91,7 @@ def test_the_index_is_warmed_at_the_start(tmp_path: Path) -> None:
     served = Served("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--insecure")
     served.line()
     assert served.process.stderr is not None
-    assert "hesearch serve: index in memory: 0.00 of 0.00 GB after" in served.process.stderr.readline()
+    assert "hesearch serve: read 0.0 of 0.0 MB of indexes into memory in" in served.process.stderr.readline()
     assert served.end(signal.SIGTERM)[0] == 0
 
 

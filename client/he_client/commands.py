@@ -145,7 +145,7 @@ def _create(arguments: argparse.Namespace) -> int:
             norm_bound=arguments.norm_bound,
         )
         info = client.describe(arguments.name)
-    return report(arguments, asdict(info), f"created {info.name} ({info.engine} {info.profile}, dim {info.dim})")
+    return report(arguments, asdict(info), f"created {info.name} ({info.profile or info.engine}, dim {info.dim})")
 
 
 def add_info(subparsers: Subparsers) -> None:

@@ -28,15 +28,21 @@ _EXAMPLES = """examples:
 
 Once it serves, it prints one line, `listening on HOST:PORT`, reads all indexes into memory and says on stderr how long
 that took. SIGTERM or SIGINT end it: running calls get --grace seconds, then it exits with 0.
-Until TLS is there, it serves plaintext on loopback only (--insecure)."""
+Until TLS is there, it serves on loopback only (--insecure)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the data folder; made if missing")
     parser.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT", help="default: %(default)s")
-    parser.add_argument("--insecure", action="store_true", help="serve plaintext, on loopback only")
+    parser.add_argument("--insecure", action="store_true", help="serve without TLS, on loopback only")
     parser.add_argument("--threads", type=int, metavar="T", help="that compute answers; default: all cores")
-    parser.add_argument("--grace", type=float, default=10.0, metavar="S", help="default: %(default)s s")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds that running calls get at the end; default: %(default)s",
+    )
     parser.add_argument("--json", action="store_true", help='print {"listening": "HOST:PORT", …} instead')
     parser.set_defaults(run=serve)
 

@@ -28,8 +28,8 @@ class Warmth:
 
     def __str__(self) -> str:
         return (
-            f"index in memory: {self.warm_bytes / 1e9:.2f} of {self.index_bytes / 1e9:.2f} GB "
-            f"after {self.seconds:.1f} s, {self.huge_page_bytes / 1e9:.2f} GB in huge pages"
+            f"read {self.warm_bytes / 1e6:,.1f} of {self.index_bytes / 1e6:,.1f} MB of indexes into memory in "
+            f"{self.seconds:.1f} s ({self.huge_page_bytes / 1e6:,.1f} MB in huge pages)"
         )
 
 

@@ -124,7 +124,7 @@ def _prepare(options: DemoOptions) -> Data:
     report.step(
         2, "Turn texts into vectors, here",
         f"{encoder.name} makes {encoder.dim} numbers of each title, close numbers for close meanings. Such vectors "
-        "give their text away almost word for word, so they must not leave this process unencrypted.",
+        "give their text away, sometimes word for word, so they must not leave this process unencrypted.",
     )  # fmt: skip
     vectors = _embed(encoder, catalogue.titles)
     embed_s = time.perf_counter() - start
