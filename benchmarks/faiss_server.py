@@ -10,15 +10,15 @@ FAISS 1.15 does that from queries · dimensions = 128,000 on only.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks import plain_server
 
 METHOD = "/benchmarks.Plain/Search"
 K = 10
@@ -56,18 +56,8 @@ def main(path: str, threads: int) -> int:
             scores, found = index.search(queries, K)
         return bytes(scores.astype("<f4").tobytes() + found.astype("<i8").tobytes())
 
-    server = grpc.server(ThreadPoolExecutor(4))
     service, method = METHOD.strip("/").split("/")
-    handler = grpc.unary_unary_rpc_method_handler(search)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    print(f"listening on 127.0.0.1:{port}", flush=True)
-    stop.wait()
-    server.stop(1).wait()
-    return 0
+    return plain_server.run(service, {method: grpc.unary_unary_rpc_method_handler(search)}, workers=4)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def turns(
         start = time.perf_counter()
         expected = plain(query[None])[0]
         plaintext = time.perf_counter() - start
-        work = report.encrypt_s + getattr(report, "recover_work_s", report.recover_s)
+        work = report.encrypt_s + report.recover_work_s
         if number >= 2:  # the first two warm up
             ours.append((whole, report.encrypt_s, report.server_s, report.recover_s, drained, work, plaintext))
         hits.append(len({hit.id for hit in found} & set(expected.tolist())) / K)

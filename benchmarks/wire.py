@@ -21,17 +21,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 
+from benchmarks import plain_server
 from benchmarks.machine import describe, print_json
 from benchmarks.servers import process, serve
 from benchmarks.timing import alternate
@@ -63,16 +61,7 @@ def serve_plain() -> int:
         "Download": grpc.unary_stream_rpc_method_handler(download),
         "Upload": grpc.stream_unary_rpc_method_handler(upload),
     }
-    server = grpc.server(ThreadPoolExecutor(2), options=wire.CHANNEL_OPTIONS)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    print(f"listening on 127.0.0.1:{port}", flush=True)
-    stop.wait()
-    server.stop(1).wait()
-    return 0
+    return plain_server.run(SERVICE, handlers, workers=2, options=wire.CHANNEL_OPTIONS)
 
 
 class PlainStreams:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from dataclasses import asdict, replace
 
-from he_client.calibrate import calibrate
+from he_client.argument_types import not_negative, positive, whole
 from he_client.commands import Subparsers, add_command, report
 from he_client.plan import CALL_S, MARGIN, QUERIES, Link, Plan, Sizes, candidates, choose, predict
 from he_engine.params import Parameters, Profile
@@ -26,28 +25,30 @@ def add_plan(subparsers: Subparsers) -> None:
         "--rows 1000000 --dim 768 --link-mbps 100\n"
         "  hesearch plan --rows 200000 --dim 384 --link-mbps 1000 --profile compact --server-gb-s 20",
     )  # fmt: skip
-    parser.add_argument("--rows", type=_whole, required=True, metavar="N", help="rows of the collection")
-    parser.add_argument("--dim", type=_whole, required=True, metavar="D", help="vector dimension")
+    parser.add_argument("--rows", type=whole, required=True, metavar="N", help="rows of the collection")
+    parser.add_argument("--dim", type=whole, required=True, metavar="D", help="vector dimension")
     parser.add_argument(
-        "--link-mbps", type=_positive, required=True, metavar="L", help="between client and server, Mbit/s"
+        "--link-mbps", type=positive, required=True, metavar="L", help="between client and server, Mbit/s"
     )
-    parser.add_argument("--rtt-ms", type=_not_negative, default=1.0, metavar="R", help="round trip (default 1)")
+    parser.add_argument("--rtt-ms", type=not_negative, default=1.0, metavar="R", help="round trip (default 1)")
     parser.add_argument("--profile", choices=[p.value for p in Profile], default=Profile.EXACT.value)
     parser.add_argument(
-        "--queries", type=_whole, default=QUERIES, metavar="Q",
+        "--queries", type=whole, default=QUERIES, metavar="Q",
         help=f"that a client asks for each time it downloads the hints (default {QUERIES})",
     )  # fmt: skip
     server = parser.add_mutually_exclusive_group()
     server.add_argument(
-        "--threads", type=_whole, default=len(os.sched_getaffinity(0)), metavar="T",
+        "--threads", type=whole, default=len(os.sched_getaffinity(0)), metavar="T",
         help="of the server, were it this machine (default: all cores)",
     )  # fmt: skip
     server.add_argument(
-        "--server-gb-s", type=_positive, metavar="G", help="what another server reads of an index, GB/s, all threads"
+        "--server-gb-s", type=positive, metavar="G", help="what another server reads of an index, GB/s, all threads"
     )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from he_client.calibrate import calibrate  # a server's kernel, which no other command needs
+
     profile = Profile(arguments.profile)
     sizes = [Sizes(p, arguments.rows) for p in candidates(profile, arguments.dim)]
     link = Link.over(arguments.link_mbps * 1e6 / 8, arguments.rtt_ms / 1e3)
@@ -118,30 +119,3 @@ def duration(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds / 60:.0f} min"
-
-
-def _whole(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = _not_negative(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number, not negative")
-    return value

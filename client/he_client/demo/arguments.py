@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from he_client.argument_types import whole
 from he_client.demo.choices import ENCODERS, QUESTIONS
 from he_engine.errors import InvalidInput
 from he_engine.params import Profile
@@ -32,15 +33,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--query", action="append", metavar="TEXT", default=[],
         help=f"ask this instead of the {len(QUESTIONS)} built-in questions; may be repeated",
     )  # fmt: skip
-    add("-k", type=_positive, default=5, metavar="K", help="hits to print for each question (default 5)")
-    add("--rows", type=_positive, metavar="N", help="only N of the 98,505 diagnoses, spread over all chapters")
+    add("-k", type=whole, default=5, metavar="K", help="hits to print for each question (default 5)")
+    add("--rows", type=whole, metavar="N", help="only N of the 98,505 diagnoses, spread over all chapters")
     add("--profile", choices=[p.value for p in Profile], default=Profile.EXACT.value, help="default: exact")
     add(
         "--encoder", choices=ENCODERS, default=ENCODERS[0],
         help="text to vectors. minilm answers better but needs PyTorch (pip install '.[minilm]') and "
         "reads a few hundred titles a second: add --rows 10000",
     )  # fmt: skip
-    add("--threads", type=_positive, default=len(os.sched_getaffinity(0)), metavar="T", help="default: all cores")
+    add("--threads", type=whole, default=len(os.sched_getaffinity(0)), metavar="T", help="default: all cores")
     add("--json", type=Path, metavar="FILE", help="also write what was measured (keys: he_client/demo/record.py)")
     parser.set_defaults(run=_run)
 
@@ -65,13 +66,3 @@ def _run(arguments: argparse.Namespace) -> int:
         record.save(path)
         print(f"Written: {path}")
     return 0
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
-    return value

@@ -1,0 +1,36 @@
+"""Numbers on the command line: each function is an argparse `type`, and says what was got and expected."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def whole(text: str) -> int:
+    """An integer ≥ 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number > 0."""
+    value = not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A finite number ≥ 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number, not negative")
+    return value
