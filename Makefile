@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 BENCH ?= build/bench
+TORTURE ?= full
+TORTURED ?= build/torture/$(TORTURE)
 CODE := he_engine proto server client benchmarks tests examples
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard he_engine/kernels/*.cpp he_engine/kernels/*.hpp)
 
-.PHONY: help demo test test-large bench bench-figures lint format proto clean requirements
+.PHONY: help demo test test-large bench bench-figures torture torture-figures lint format proto clean requirements
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -15,6 +17,7 @@ help:
 	@echo "make test        build, then lint, type-check and run the test suite"
 	@echo "make test-large  ten million exact scores against the plaintext integer search (about a minute)"
 	@echo "make bench       every figure, measured here into build/bench (an hour or so); again: goes on where it stopped"
+	@echo "make torture     kills, faults, overload, a soak and fuzzing (hours; TORTURE=short: some minutes); again: goes on"
 	@echo "make lint        ruff and mypy alone          make format   let ruff format the code"
 	@echo "make proto       regenerate the gRPC code     make clean    remove what make built, .venv too"
 
@@ -71,6 +74,43 @@ $(BENCH)/pareto.json: | .venv/dev.stamp $(BENCH)
 	$(BIN)/python -m benchmarks.pareto --rows 100000 --dim 512 --json $@
 $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 	$(BIN)/python -m benchmarks.$* --json $@
+
+# Figures of docs/reliability.md. A file that is there is not made again, also where a test failed: it says so, and in
+# the end make fails. The committed ones, and docs/reliability.md, anew:
+#     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
+RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
+TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz
+full_kill_server := --runs 1000
+full_kill_client := --runs 500
+full_soak := --seconds 1800
+full_overload := --seconds 120
+full_restarts := --runs 50
+full_faults := --every 1
+full_fuzz := --inputs 1000000
+short_kill_server := --runs 60
+short_kill_client := --runs 60
+short_soak := --seconds 180
+short_overload := --seconds 30
+short_restarts := --runs 10
+short_faults := --every 50
+short_fuzz := --inputs 20000
+
+torture: .venv/dev.stamp
+	-@$(MAKE) --keep-going --no-print-directory torture-figures
+	$(BIN)/python -m tests.torture.report $(TORTURED) $(RELIABILITY)
+	@cd $(TORTURED) && ls $(TORTURES:=.json) >/dev/null
+
+torture-figures: $(TORTURES:%=$(TORTURED)/%.json)
+
+$(TORTURED):
+	mkdir -p $@
+
+$(TORTURED)/faults_%.json: | .venv/dev.stamp $(TORTURED)
+	$(BIN)/python -m tests.faults.run $* $($(TORTURE)_faults) --json $@ >/dev/null || test -s $@
+$(TORTURED)/fuzz.json: | .venv/dev.stamp $(TORTURED)
+	$(BIN)/python -m tests.fuzz.run $($(TORTURE)_fuzz) --failures $(TORTURED)/fuzz --json $@ || test -s $@
+$(TORTURED)/%.json: | .venv/dev.stamp $(TORTURED)
+	$(BIN)/python -m tests.torture.$* $($(TORTURE)_$*) --json $@ >/dev/null || test -s $@
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check $(CODE)

@@ -31,7 +31,7 @@ import numpy as np
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
-from he_engine.hint_client import GROUP_BLOCKS
+from he_engine.hint_rows import GROUP_BLOCKS
 from he_engine.kernels import _answer, _client
 from he_engine.params import TILE, Parameters
 from he_engine.verify import CHECKS, PIECE_BLOCKS

@@ -47,8 +47,9 @@ def process(*arguments: str) -> Iterator[tuple[str, int]]:
 
 
 def serve(folder: Path, threads: int) -> tuple[str, ...]:
-    """Arguments for `process`: our server of a data folder."""
-    return ("he_server", "--data", str(folder), "--listen", "127.0.0.1:0", "--insecure", "--threads", str(threads))
+    """Arguments for `process`: our server of a data folder, which refuses nobody."""
+    here = ("he_server", "--data", str(folder), "--listen", "127.0.0.1:0", "--insecure")
+    return (*here, "--threads", str(threads), "--max-scans", "1000", "--max-answers", "1000")
 
 
 def rss_bytes(pid: int, kind: str) -> int:

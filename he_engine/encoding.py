@@ -7,11 +7,12 @@ integer over S². `compact`, `precise`: x ↦ ⌊Δ_x·x⌉, y ↦ ⌊Δ_y·y⌉
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from he_engine.errors import DimensionError, NormError, TamperedAnswerError
+from he_engine.errors import DimensionError, NormError, TamperedAnswerError, TamperedDataError
 from he_engine.params import TAIL, Parameters, Profile
 
 CHUNK_ROWS = 256
@@ -46,6 +47,45 @@ class Encoding:
             if scale != 1:
                 encoded *= scale
         return out.reshape(blocks, p.rows_per_block, -1)
+
+    def encoded(self, rows: NDArray[Any]) -> NDArray[np.int32]:
+        """Rows as `decoded` gives them, (n, d) int32, → (K, B, I·g). Raises DimensionError or NormError.
+
+        They are taken as they are: rounding may have made them longer than the float bound, and doing it again is not
+        the identity.
+        """
+        p = self._p
+        if rows.ndim != 2 or rows.shape[1] != p.dim or not len(rows) or rows.dtype != np.int32:
+            raise DimensionError(f"rows: got {rows.dtype} {rows.shape}, expected int32 (n ≥ 1, {p.dim})")
+        if not self._is_encoded(rows):
+            raise NormError("rows: one is no encoding of a vector of norm ≤ 1")
+        blocks = p.blocks_for(len(rows))
+        out = np.zeros((blocks * p.rows_per_block, p.planes * p.stride), np.int32)
+        out[: len(rows), : p.dim] = rows
+        return out.reshape(blocks, p.rows_per_block, -1)
+
+    def decoded(self, blocks: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+        """(K, B, I·g) → its first `count` rows, (count, d).
+
+        Raises TamperedDataError unless everything else is zero and each row could come from `rows`: coordinates are
+        multiples of Δ_x (`exact`), and norms are within the bound that correctness rests on.
+        """
+        flat = blocks.reshape(-1, blocks.shape[-1])
+        rows: NDArray[np.int32] = np.ascontiguousarray(flat[:count, : self._p.dim])
+        if flat[count:].any() or flat[:count, self._p.dim :].any() or not self._is_encoded(rows):
+            raise TamperedDataError("index: it does not decrypt to rows of this collection")
+        return rows
+
+    def _is_encoded(self, rows: NDArray[np.int32]) -> bool:
+        p = self._p
+        scale = p.index_scale if self._exact else 1
+        limit = ((p.quantiser if self._exact else p.index_scale) + self._slack) * (1 + 1e-11)  # 1e-12 when it was made
+        for first in range(0, len(rows), CHUNK_ROWS):
+            part = rows[first : first + CHUNK_ROWS]
+            integers = np.rint(part / float(scale))  # times the scale it is below 2^53: exact
+            if (integers * scale != part).any() or not (_norms(integers) <= limit).all():
+                return False
+        return True
 
     def query(self, vector: NDArray[np.float64]) -> NDArray[np.int64]:
         """(d,) → (I·g,)."""

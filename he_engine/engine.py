@@ -83,6 +83,16 @@ class ClientEngine(Protocol):
     def setup(self, rows: NDArray[np.float64], advance: Advance = nothing) -> EncryptedRows:
         """rows (n, d), n ≥ 1, each of norm ≤ 1. Calls `advance` with the number of rows that are done, n in all."""
 
+    def setup_encoded(self, rows: NDArray[Any], advance: Advance = nothing) -> EncryptedRows:
+        """`setup` for rows (n, d) as `decrypt` gave them: the same integers (tenseal: floats), fresh randomness."""
+
+    def decrypt(self, segment: Any, index: Buffer) -> NDArray[Any]:
+        """The rows of a segment as they were encoded, (n, d): int32, exactly; tenseal: float64, nearly.
+
+        segment: from `load`. index: the bytes of its index part, whose digest the caller has checked. Raises
+        TamperedDataError or ResidueError for bytes that are no index of this segment.
+        """
+
     def load(self, encrypted: EncryptedRows) -> Segment:
         """Prepare to recover (from `setup` directly, or from downloaded and unsealed parts; `index` unused)."""
 

@@ -79,5 +79,13 @@ class Unavailable(HesearchError):
     """The server cannot be reached, is shutting down, or the deadline passed."""
 
 
+class Overloaded(Unavailable):
+    """The server has as many calls as it takes; try again a little later."""
+
+
+class ReadOnlyError(HesearchError):
+    """A sync to the server's disk failed: it takes no writes until it is started again; searches go on."""
+
+
 class MissingExtra(HesearchError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""

@@ -7,7 +7,7 @@
     T[k] − fold(s[k]·z + t·H[k])               the scores, with z = Σ_i a[i]·(c[i] − a'[i]·t)
 
 docs/scheme.md derives all of it. Two properties hold by construction: a pair (a, s) never encrypts twice,
-because s comes from a seed that depends on fresh randomness *and* on the rows, inside `setup`, and no
+because s comes from a seed that depends on fresh randomness *and* on the rows, inside `RowCipher.encrypt`, and no
 argument takes a seed; a query secret encrypts once, because `query` derives, uses and seals it in one call.
 """
 
@@ -17,9 +17,9 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,14 @@ from numpy.typing import NDArray
 from he_engine import verify
 from he_engine.encoding import Encoding
 from he_engine.engine import Advance, Buffer, EncryptedRows, nothing
-from he_engine.errors import DimensionError, ResidueError, SecretReuseError, TamperedAnswerError
+from he_engine.errors import (
+    DimensionError,
+    ResidueError,
+    SecretReuseError,
+    TamperedAnswerError,
+    TamperedDataError,
+)
+from he_engine.hint_rows import RowCipher
 from he_engine.kernels._answer import AnswerKernel
 from he_engine.kernels._client import ClientKernel
 from he_engine.keys import RootKey, Secret, length_prefixed
@@ -41,7 +48,6 @@ SEED_BYTES = 32
 STATE_BYTES = 32  #: the collection's public nonce, from which a and a' expand
 EPOCH = 0
 PIECE_BLOCKS = 64  #: blocks whose secrets are made at a time
-GROUP_BLOCKS = 4  #: blocks a kernel call encrypts: bounds the keystream in memory
 CACHE_BYTES = 256 << 20  #: block secrets kept between queries
 SUM_BYTES = 256 << 20  #: sums of fingerprints kept between queries, 3·(query bytes) for each set of segments
 
@@ -118,8 +124,11 @@ class HintClient(Secret):
         self._encoding = Encoding(parameters)
         self._index_public = expand_public(engine_state, EPOCH, "index", ring, parameters.planes)
         self._query_public = expand_public(engine_state, EPOCH, "query", ring, parameters.planes)
+        self._cipher = RowCipher(
+            parameters, key, self._id, self._kernel, self._index_public, self._query_public,
+            threads or os.cpu_count() or 1,
+        )  # fmt: skip
         self._counter = itertools.count()
-        self._threads = threads or os.cpu_count() or 1
         self._secrets = SecretCache(CACHE_BYTES)
         self._sums = SecretCache(SUM_BYTES)  # by name: the salts of the segments that are summed
         self._sum_names: dict[bytes, bytes] = {}  # salt of a segment → the one sum that it is in
@@ -151,60 +160,28 @@ class HintClient(Secret):
     # ---- setup -----------------------------------------------------------------------------------------
     def setup(self, rows: NDArray[np.float64], advance: Advance = nothing) -> EncryptedRows:
         """Encrypt rows (n, d), each of norm ≤ 1. Raises DimensionError or NormError; then nothing is used up."""
-        encoded = self._encoding.rows(rows)  # (K, B, I·g)
-        blocks = len(encoded)
-        seed = self._key.hedged_seed("rows", self._id, self.parameters.digest, encoded.data.cast("B"))
-        salt = self._key.hedged_seed("fingerprint", self._id, seed)
-        index = np.empty((blocks, *self._stack), np.uint32)
-        hint = np.empty((blocks, self.parameters.hint_bytes_per_block), np.uint8)
-        noise_key = self._key.derive("row noise", self._id, seed)
+        return self._cipher.encrypt(self._encoding.rows(rows), len(rows), advance)
 
-        def encrypt(groups: Sequence[slice]) -> U32:
-            total = np.zeros((verify.CHECKS, *self._stack), np.uint32)
-            for group in groups:
-                count = len(range(*group.indices(blocks)))
-                full = np.empty((count, *self._poly), np.uint32)
-                noise = self._noise(noise_key, group.start, count)
-                secrets = self._block_secrets(seed, group.start, count)
-                weights = verify.weights(
-                    self._key, self._kernel, self.parameters, self._id, seed, salt, group.start, count
-                )
-                self._kernel.encrypt_blocks(
-                    encoded[group], noise, secrets, self._index_public, self._query_public, weights,
-                    index[group], full, total,
-                )  # fmt: skip
-                hint[group] = self._kernel.pack_hint(full, self.parameters.hint_drop_bits)
-                noise.fill(0)
-                secrets.fill(0)
-                per_block = self.parameters.rows_per_block
-                advance(min(len(rows), group.stop * per_block) - group.start * per_block)
-            return total
+    def setup_encoded(self, rows: NDArray[Any], advance: Advance = nothing) -> EncryptedRows:
+        """Encrypt rows (n, d) int32 as `decrypt` gave them, under a fresh seed. Raises DimensionError or NormError."""
+        return self._cipher.encrypt(self._encoding.encoded(rows), len(rows), advance)
 
-        groups = [slice(i, min(i + GROUP_BLOCKS, blocks)) for i in range(0, blocks, GROUP_BLOCKS)]
-        with ThreadPoolExecutor(self._threads) as pool:
-            parts = list(pool.map(encrypt, (groups[t :: self._threads] for t in range(self._threads))))
-        encoded.fill(0)
-        total = verify.add(parts, self.parameters)
-        return EncryptedRows(
-            rows=len(rows),
-            blocks=blocks,
-            index=index.data.cast("B"),
-            hint=hint.data.cast("B"),
-            seed=seed,
-            fingerprint=salt + total.tobytes(),
-        )
+    def decrypt(self, segment: HintSegment, index: Buffer) -> NDArray[np.int32]:
+        """The rows of a segment, (n, d), exactly as they were encoded; about as fast as encrypting them.
 
-    def _noise(self, key: bytes, first: int, count: int) -> NDArray[np.uint64]:
-        planes, n = self.parameters.planes, self.parameters.ring.degree
-        return keystream(key, count * planes * n, first * planes * n).reshape(count, planes, n)
+        index: the bytes of its index part, whose digest the caller has checked. Raises TamperedDataError for a wrong
+        length or residue, and for rows that no admitted vectors have: the index belongs to another seed or key.
+        """
+        expected = segment.blocks * self.index_bytes_per_block
+        if memoryview(index).nbytes != expected:
+            raise TamperedDataError(f"index: got {memoryview(index).nbytes} bytes, expected {expected}")
+        blocks = np.frombuffer(index, "<u4").reshape(segment.blocks, *self._stack)
+        if self._checker.first_noncanonical(blocks.reshape(segment.blocks, self._poly[0], -1)) >= 0:
+            raise TamperedDataError("index: a residue is not canonical")
+        return self._encoding.decoded(self._cipher.decrypt(segment.seed, blocks), segment.rows)
 
     def _block_secrets(self, seed: bytes, first: int, count: int) -> U32:
-        """s[k] of blocks first … first + count − 1: (count, P, N)."""
-        words = self.parameters.ring.degree // 4
-        stream = keystream(self._key.derive("block secrets", self._id, seed), count * words, first * words)
-        secrets = self._kernel.expand_secrets(stream.reshape(count, words))
-        stream.fill(0)
-        return secrets
+        return self._cipher.block_secrets(seed, first, count)
 
     def load(self, encrypted: EncryptedRows) -> HintSegment:
         """Unpacks the hint: in memory it takes 4·P·N bytes a block.

@@ -81,7 +81,7 @@ class HintServer:
 
     def forget(self, index: IndexFile) -> None:
         """Drops the mapping; running calls keep theirs until they end."""
-        self._mappings.forget(self, index.path)
+        self._mappings.forget(self, index)
 
     def close(self) -> None:
         self._mappings.forget_all(self)

@@ -6,7 +6,6 @@ import ctypes
 import mmap
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,11 +72,11 @@ class Mappings:
     def __init__(self, limit: int = MAX_MAPPED) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._arrays: dict[tuple[object, Path], NDArray[np.uint32]] = {}  # by engine and file, the latest used last
+        self._arrays: dict[tuple[object, IndexFile], NDArray[np.uint32]] = {}  # by engine, the latest used last
 
     def array(self, engine: object, index: IndexFile) -> NDArray[np.uint32]:
         """The words of the index. Raises OSError."""
-        key = (engine, index.path)
+        key = (engine, index)
         with self._lock:
             array = self._arrays.pop(key, None)
             if array is None:
@@ -87,9 +86,9 @@ class Mappings:
             self._arrays[key] = array
             return array
 
-    def forget(self, engine: object, path: Path) -> None:
+    def forget(self, engine: object, index: IndexFile) -> None:
         with self._lock:
-            self._arrays.pop((engine, path), None)
+            self._arrays.pop((engine, index), None)
 
     def forget_all(self, engine: object) -> None:
         with self._lock:

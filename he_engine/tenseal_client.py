@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from he_engine.engine import Advance, Buffer, EncryptedRows, nothing
-from he_engine.errors import DimensionError, NormError, ResidueError, SecretReuseError, WrongKeyError
+from he_engine.errors import DimensionError, NormError, ResidueError, SecretReuseError, TamperedDataError, WrongKeyError
 from he_engine.keys import Secret
 from he_engine.tenseal_format import (
     ANSWER_BYTES,
@@ -30,6 +30,7 @@ from he_engine.tenseal_format import (
     QUERY_SCALE,
     ROWS_PER_BLOCK,
     SLOTS,
+    check_ciphertexts,
     check_dim,
     check_residues,
     words,
@@ -38,6 +39,7 @@ from he_engine.tenseal_ring import SealRing, sealapi
 
 STATE_BYTES = POLY_BYTES  #: SEAL's secret key: its residues in the NTT domain
 NORM_SLACK = 1e-6  #: float32 rounding of vectors that were normalised by the caller
+ROW_BOUND = 1 + 2**-10  #: of the norm of a decrypted row: 3,500 standard deviations of the error above 1
 SCORE_BOUND = 1 + 2**-10  #: 2,000 standard deviations of the error above 1
 
 
@@ -115,7 +117,17 @@ class TensealClient(Secret):
         rows = np.asarray(rows, np.float64)
         if rows.ndim != 2 or rows.shape[1] != self._dim or not len(rows):
             raise DimensionError(f"rows: got shape {rows.shape}, expected (n ≥ 1, {self._dim})")
-        rows = _within_unit_ball(rows, "rows")
+        return self._encrypt_rows(_within_unit_ball(rows, "rows"), advance)
+
+    def setup_encoded(self, rows: NDArray[Any], advance: Advance = nothing) -> EncryptedRows:
+        """Encrypt rows (n, d) float64 as `decrypt` gave them. Raises DimensionError, NormError."""
+        if rows.ndim != 2 or rows.shape[1] != self._dim or not len(rows) or rows.dtype != np.float64:
+            raise DimensionError(f"rows: got {rows.dtype} {rows.shape}, expected float64 (n ≥ 1, {self._dim})")
+        if not (_norms(rows) <= ROW_BOUND).all():
+            raise NormError("rows: one is no encoding of a vector of norm ≤ 1")
+        return self._encrypt_rows(rows, advance)
+
+    def _encrypt_rows(self, rows: NDArray[np.float64], advance: Advance) -> EncryptedRows:
         blocks = -(-len(rows) // ROWS_PER_BLOCK)
         index = bytearray(blocks * self.index_bytes_per_block)
         for k in range(blocks):
@@ -146,6 +158,30 @@ class TensealClient(Secret):
             ciphertext = self._ring.save_fresh(encryptor.encrypt_symmetric(plaintext))
             if ciphertext is not None:
                 return ciphertext
+
+    def decrypt(self, segment: TensealSegment, index: Buffer) -> NDArray[np.float64]:
+        """The rows of a segment, (n, d), but for the noise of encryption: standard deviation 2.7e-7 a coordinate
+        (√((N/2)·(σ² + 1/12))/Δ_x). Each time that rows are encrypted again adds as much, and SEAL's 1e-9 of rounding.
+
+        index: the bytes of its index part, whose digest the caller has checked. Raises ResidueError for a wrong length
+        or residue, TamperedDataError for rows longer than 1 + 2^-10, or padding that is not zero.
+        """
+        check_ciphertexts(index, segment.blocks * self._dim, "index")
+        _, decryptor = self._key()
+        view, plaintext = memoryview(index).cast("B"), sealapi().Plaintext()
+        rows = np.empty((segment.blocks, ROWS_PER_BLOCK, self._dim))
+        for k in range(segment.blocks):
+            for j in range(self._dim):
+                start = (k * self._dim + j) * CIPHERTEXT_BYTES
+                ciphertext = self._ring.load_fresh(view[start : start + CIPHERTEXT_BYTES], INDEX_SCALE)
+                decryptor.decrypt(ciphertext, plaintext)
+                slots = np.array(self._encoder.decode_complex(plaintext), np.complex128)
+                rows[k, :SLOTS, j], rows[k, SLOTS:, j] = slots.real, slots.imag
+        flat = rows.reshape(-1, self._dim)
+        padding = np.abs(flat[segment.rows :])
+        if not (_norms(flat[: segment.rows]) <= ROW_BOUND).all() or not (padding <= ROW_BOUND - 1).all():
+            raise TamperedDataError("index: it does not decrypt to rows of this collection")
+        return flat[: segment.rows].copy()
 
     # ---- recovery ------------------------------------------------------------------------------------------
     def load(self, encrypted: EncryptedRows) -> TensealSegment:
@@ -205,9 +241,14 @@ class TensealClient(Secret):
 
 def _within_unit_ball(rows: NDArray[np.float64], field: str) -> NDArray[np.float64]:
     """rows (n, d), those of norm up to 1 + 1e-6 scaled back to 1. Raises NormError for longer or non-finite ones."""
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    norms = _norms(rows)
     bad = np.flatnonzero(~(norms <= 1 + NORM_SLACK))  # NaN compares false
     if bad.size:
         raise NormError(f"{field}: vector {bad[0]} is not finite or is longer than the bound")
     scaled: NDArray[np.float64] = rows / np.maximum(norms, 1)[:, None]
     return scaled
+
+
+def _norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return norms

@@ -32,6 +32,10 @@ class LyingTransport:
         self.calls: list[str] = []
         self.requests: list[Any] = []
 
+    @property
+    def attempts(self) -> int:
+        return self.honest.attempts
+
     def call(self, method: str, request: Any, *, timeout_s: float) -> Any:
         self._note(method, request)
         response = self.honest.call(method, request, timeout_s=timeout_s)

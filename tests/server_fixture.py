@@ -38,7 +38,7 @@ class Endpoint:
     """Calls by their names in the .proto, raising HesearchErrors however the server is reached."""
 
     def __init__(self, service: Service, address: str = "") -> None:
-        self.service = service
+        self.service, self.address = service, address
         self._channel = grpc.insecure_channel(address, wire.CHANNEL_OPTIONS) if address else None
         self.stub = hesearch_pb2_grpc.HeSearchStub(self._channel) if address else None
 

@@ -28,7 +28,7 @@ from he_client import (
     WrongKeyError,
 )
 from he_client.manifest import EPOCH, PURPOSE, Manifest, open_manifest, seal_manifest
-from he_client.transport import ATTEMPTS, FIRST_PAUSE_S
+from he_client.transport import ATTEMPTS, FIRST_ATTEMPTS, FIRST_PAUSE_S, MAX_PAUSE_S, GrpcTransport, Repeats, Security
 from he_engine.hint_client import HintClient, HintQuery
 from he_engine.keys import length_prefixed
 from he_engine.sealing import seal
@@ -57,7 +57,6 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses that were asked for; none is made."""
     asked: list[float] = []
     monkeypatch.setattr("he_client.transport.time.sleep", asked.append)
-    monkeypatch.setattr("he_client.state.time.sleep", asked.append)
     return asked
 
 
@@ -315,7 +314,7 @@ def test_calls_that_change_nothing_are_repeated(
         actions[method] = lambda: made.insert([2], np.eye(1, DIM))
     with pytest.raises(Unavailable):
         actions[method]()
-    assert (transport.calls.count(method), len(pauses)) == (ATTEMPTS, ATTEMPTS - 1)
+    assert (transport.calls.count(method), len(pauses)) == (transport.attempts, transport.attempts - 1)
 
 
 def test_nothing_is_repeated_past_the_deadline(connected: Connected, key: CollectionKey, pauses: list[float]) -> None:
@@ -374,11 +373,32 @@ def test_a_commit_that_never_gets_through(connected: Connected, key: CollectionK
     transport.calls.clear()
     with pytest.raises(Unavailable):
         made.insert([1], np.eye(1, DIM))
-    assert transport.calls.count("CommitManifest") == ATTEMPTS
-    assert 0 < len(pauses) < ATTEMPTS and pauses == sorted(pauses) and sum(pauses) < 10
+    assert (transport.calls.count("CommitManifest"), len(pauses)) == (transport.attempts, transport.attempts - 1)
     transport.before.clear()
     assert (made.count(), made.version) == (0, 1)
     assert made.insert([1], np.eye(1, DIM)) == made.count() == 1
+
+
+def test_a_restart_is_waited_for_but_not_a_wrong_address(pauses: list[float]) -> None:
+    """Half a minute of pauses once a server has answered; two or three seconds before; none when closed."""
+    transport = GrpcTransport("127.0.0.1:1", Security(insecure=True))
+
+    def asked() -> list[float]:
+        pauses.clear()
+        repeats = Repeats(transport, 120.0)
+        with pytest.raises(Unavailable, match="gone"):
+            for _ in range(1000):
+                repeats.pause(Unavailable("gone"))
+        return list(pauses)
+
+    assert len(asked()) == FIRST_ATTEMPTS - 1
+    assert sum(pauses) < 4
+    transport._reached = True
+    assert len(asked()) == ATTEMPTS - 1
+    assert 15 < sum(pauses) < 45
+    assert max(pauses) <= 1.5 * MAX_PAUSE_S
+    transport.close()
+    assert asked() == []
 
 
 class Interrupted(BaseException):

@@ -30,6 +30,7 @@ print("\\n".join(sys.modules))
 FORBIDDEN = (
     "he_client",
     "he_engine.hint_client",
+    "he_engine.hint_rows",
     "he_engine.keys",
     "he_engine.sealing",
     "he_engine.public",

@@ -18,6 +18,7 @@ from he_engine.errors import (
     HesearchError,
     InvalidInput,
     NotFound,
+    Overloaded,
     ParameterError,
     Unavailable,
 )
@@ -212,7 +213,7 @@ def test_other_errors_say_nothing(error: Exception) -> None:
         (grpc.StatusCode.UNAVAILABLE, Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, Unavailable),
         (grpc.StatusCode.CANCELLED, Unavailable),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, Unavailable),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
         (grpc.StatusCode.UNIMPLEMENTED, FormatVersionError),
         (grpc.StatusCode.NOT_FOUND, NotFound),
         (grpc.StatusCode.INTERNAL, HesearchError),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -72,7 +73,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
 
 
 def make(engine: GatedEngine, stored: Sequence[StoredSegment], pool: ThreadPoolExecutor) -> Scan:
-    return Scan(engine, stored, pool, pool._max_workers, lambda _: None)  # type: ignore[arg-type]
+    return Scan(engine, stored, pool, pool._max_workers, lambda s: contextlib.nullcontext(s.index))  # type: ignore[arg-type]
 
 
 def right(pieces: Sequence[Piece], asked: Sequence[bytes], sizes: Sequence[int]) -> bool:
@@ -188,7 +189,7 @@ class Idle(Executor):
 
 def test_nobody_starves() -> None:
     """A call of 64 queries gets its fifth beside four callers of 32 that come again at once; one reader stalls."""
-    shared = Scan(GatedEngine(), segments(50), Idle(), 1, lambda _: None)  # type: ignore[arg-type]
+    shared = Scan(GatedEngine(), segments(50), Idle(), 1, lambda s: contextlib.nullcontext(s.index))  # type: ignore[arg-type]
 
     def join(count: int) -> _Call:
         return shared._join(queries(0, count), lambda: True)
@@ -332,7 +333,7 @@ def test_scans_last_as_long_as_their_calls(pool: ThreadPoolExecutor) -> None:
             self.record, self.segments = Record(version), segments(2)
 
     engine = GatedEngine()
-    scans = Scans(pool, 1, lambda _: None)
+    scans = Scans(pool, 1, lambda s: contextlib.nullcontext(s.index))
     with scans.of(engine, Snap(1)) as a, scans.of(engine, Snap(1)) as b, scans.of(engine, Snap(2)) as c:  # type: ignore[arg-type]
         assert a is b and a is not c
         assert len(scans._scans) == 2

@@ -330,7 +330,7 @@ def test_a_file_that_has_gone(tmp_path: Path) -> None:
         client = FakeClient(endpoint).create()
         _filled(client, 2)
         next((tmp_path / "segments" / client.collection_id.hex()).iterdir()).unlink()
-        with pytest.raises(TamperedDataError, match="storage: a file is missing while answering"):
+        with pytest.raises(TamperedDataError, match="storage: a file is missing while reading an index"):
             client.answer(2, residues(client.rng, 1))
 
 
@@ -349,7 +349,7 @@ def test_a_system_without_descriptors_is_unavailable(tmp_path: Path, monkeypatch
         client.commit(1, [segment])
         with monkeypatch.context() as patched:
             patched.setattr(mapping, "_Mapping", exhausted)
-            with pytest.raises(Unavailable, match="storage: EMFILE while answering"):
+            with pytest.raises(Unavailable, match="storage: EMFILE while reading an index"):
                 client.answer(2, residues(client.rng, 1))
         assert client.answer(2, residues(client.rng, 1))
 
@@ -458,7 +458,7 @@ def test_only_the_segments_engine_forgets_it() -> None:
             pass
     parts = [(1, 1, bytes(32))]
     segment = StoredSegment(Description.of(bytes(16), _tenseal(2).digest, 1, parts), Path("/x"))
-    engines.forget(segment)
+    engines.forget(segment.description.parameter_digest, segment.index)
     assert [engine.forgotten for engine in made.engines] == [[], [segment.index]]
     engines.close()
 

@@ -11,9 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from he_engine.errors import InvalidInput, MissingExtra, Unavailable
+from he_engine.errors import InvalidInput, MissingExtra, Overloaded, Unavailable
 from he_proto import wire
 from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import cli
 from he_server.config import ServerConfig
-from he_server.grpc_server import Adapter, GrpcServer, require_loopback, split_address
-from he_server.idle import IdleWatch
+from he_server.grpc_server import Adapter, GrpcServer
+from he_server.idle import CallWatch
+from he_server.listening import require_listenable, split_address
 from he_server.service import Service
 from tests.server_fixture import Endpoint, FakeClient, running
 
@@ -139,19 +138,20 @@ def _arguments(*arguments: str) -> argparse.Namespace:
 def test_serve_is_a_subcommand(tmp_path: Path) -> None:
     arguments = _arguments("--data", str(tmp_path))
     assert arguments.run is cli.serve
-    assert (arguments.listen, arguments.insecure, arguments.threads) == ("127.0.0.1:50051", False, None)
+    assert (arguments.listen, arguments.insecure, arguments.threads) == (None, None, None), "so the file decides"
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--listen", "127.0.0.1:0"], "this version has no TLS; give --insecure"),
+        (["--listen", "127.0.0.1:0"], "tls_cert, tls_key: got none; give --tls-cert and --tls-key, or --insecure"),
         (["--listen", "0.0.0.0:0", "--insecure"], "served on loopback only"),
         (["--listen", "[::]:0", "--insecure"], "served on loopback only"),
         (["--listen", "127.0.0.1", "--insecure"], "expected host:port"),
         (["--listen", "unix:/tmp/x", "--insecure"], "expected host:port"),
         (["--listen", "127.0.0.1:65536", "--insecure"], "expected host:port"),
         (["--listen", "127.0.0.1:0", "--insecure", "--threads", "0"], "threads: got 0"),
+        (["--listen", "127.0.0.1:0", "--insecure", "--tls-cert", "x", "--tls-key", "x"], "insecure: got it with tls_"),
     ],
 )
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], reason: str) -> None:
@@ -189,7 +189,7 @@ def test_json(tmp_path: Path) -> None:
 )
 def test_addresses(listen: str, expected: tuple[str, int]) -> None:
     assert split_address(listen) == expected
-    require_loopback(listen, insecure=True)
+    require_listenable(ServerConfig(data=Path("data"), listen=listen, insecure=True))
 
 
 @pytest.mark.parametrize("listen", ["", ":1", "::1:1", "127.0.0.1:", "a:b:1", "[::1]", "127.0.0.1:-1"])
@@ -200,8 +200,9 @@ def test_bad_addresses(listen: str) -> None:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "8.8.8.8:1", "[::]:0", "[fe80::1]:1"])
 def test_plaintext_only_on_loopback(listen: str) -> None:
-    with pytest.raises(InvalidInput):
-        require_loopback(listen, insecure=True)
+    with pytest.raises(InvalidInput, match="served on loopback only"):
+        require_listenable(ServerConfig(data=Path("data"), listen=listen, insecure=True))
+    require_listenable(ServerConfig(data=Path("data"), listen=listen, tls_cert="cert", tls_key="key"))
 
 
 # ---- the port ------------------------------------------------------------------------------------------------
@@ -255,19 +256,21 @@ def _stalled(endpoint: Endpoint, client: FakeClient) -> Iterator[Any]:
 
 
 def test_more_calls_than_admitted_are_refused(tmp_path: Path) -> None:
-    """As Unavailable, so that clients try again; and health is told all the same."""
-    with running(tmp_path, over_grpc=True, calls=1, wait_s=0) as endpoint:
+    """As Overloaded, so that clients try again; other kinds of calls, and health, are answered all the same."""
+    with running(tmp_path, over_grpc=True, max_transfers=1, max_waiting=0) as endpoint:
         client = FakeClient(endpoint).create()
         with _stalled(endpoint, client):
-            with pytest.raises(Unavailable, match="this server serves 1 at the same time"):
+            with pytest.raises(Overloaded, match="this server serves 1 at the same time"):
                 while True:  # until the held call has reached the server
-                    client.describe()
+                    client.write(client.segment())
+            assert client.describe().version == 1
             health = health_pb2_grpc.HealthStub(endpoint._channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
             assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_an_idle_client_loses_its_place(tmp_path: Path) -> None:
-    with running(tmp_path, over_grpc=True, calls=1, idle_s=0.05) as endpoint:
+@pytest.mark.parametrize("limits", [{"idle_s": 0.05}, {"max_call_s": 0.05}])
+def test_a_call_over_its_time_loses_its_place(tmp_path: Path, limits: dict[str, float]) -> None:
+    with running(tmp_path, over_grpc=True, max_transfers=1, max_waiting=0, **limits) as endpoint:
         client = FakeClient(endpoint).create()
         with _stalled(endpoint, client) as held:
             with pytest.raises(grpc.RpcError) as caught:
@@ -276,7 +279,7 @@ def test_an_idle_client_loses_its_place(tmp_path: Path) -> None:
             assert isinstance(error_from_rpc(caught.value), Unavailable)
             while True:  # until the server's side of it has ended, too
                 with contextlib.suppress(Unavailable):
-                    assert client.describe().version == 1
+                    assert not client.write(client.segment()).existed
                     break
 
 
@@ -298,46 +301,10 @@ class _Context:
         raise RuntimeError(f"{code.name}: {message}")
 
 
-class _Places(threading.BoundedSemaphore):
-    """Tells when somebody waits for one."""
-
-    def __init__(self, waits: threading.Event) -> None:
-        super().__init__(1)
-        self._waits = waits
-
-    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
-        if blocking:
-            self._waits.set()
-        return super().acquire(blocking, timeout)
-
-
-def test_a_call_waits_for_a_place_and_a_third_is_refused(tmp_path: Path) -> None:
-    watch, waits = IdleWatch(30), threading.Event()
-    config = ServerConfig(data=tmp_path, calls=1, wait_s=60)
-    with Service(config) as service, ThreadPoolExecutor(1) as pool:
-        client = FakeClient(Endpoint(service)).create()
-        segment = client.segment()
-        client.write(segment)
-        adapter: Any = Adapter(service, watch)
-        adapter._free = _Places(waits)
-        read = pb.ReadSegmentPartRequest(context=client.context, segment_id=segment.id, kind=pb.PART_KIND_HINT)
-        first = adapter.ReadSegmentPart(read, _Context())
-        next(first)
-        request = pb.ListCollectionsRequest(format_version=1)
-        second = pool.submit(adapter.ListCollections, request, _Context())
-        second.add_done_callback(lambda _: waits.set())
-        waits.wait()
-        with pytest.raises(RuntimeError, match="UNAVAILABLE"):
-            adapter.ListCollections(request, _Context())
-        first.close()
-        assert len(second.result().collections) == 1
-    watch.close()
-
-
 def test_only_waits_for_the_client_are_limited(tmp_path: Path) -> None:
     """Also where it takes no answers; but not while the server works, however long."""
     now = 0.0
-    watch = IdleWatch(30, clock_s=lambda: now)
+    watch = CallWatch(30, 100, clock_s=lambda: now)
     with running(tmp_path, over_grpc=False) as endpoint:
         client = FakeClient(endpoint).create()
         segment = client.segment()
@@ -357,8 +324,16 @@ def test_only_waits_for_the_client_are_limited(tmp_path: Path) -> None:
         watch.look()
         assert context.cancelled
         assert list(responses) == []
+        context = _Context()
+        with watch.calling(context.cancel):
+            now += 99
+            watch.look()
+            assert not context.cancelled
+            now += 1
+            watch.look()
+        assert context.cancelled
     assert list(watch.received(iter([1, 2]), context.cancel)) == [1, 2]
-    assert not watch._waits
+    assert not watch._limits
     watch.close()
 
 

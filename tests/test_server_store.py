@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import sqlite3
 import stat
@@ -15,63 +14,63 @@ from typing import Any
 import numpy as np
 import pytest
 
+from he_engine.engine import IndexFile
 from he_engine.errors import (
     FormatVersionError,
     HesearchError,
     InvalidInput,
     LimitExceeded,
     NotFound,
+    ReadOnlyError,
     TamperedDataError,
     Unavailable,
 )
-from he_server import catalogue, files
-from he_server.catalogue import CollectionRecord
+from he_server import catalogue, database, files
+from he_server.catalogue_rows import FileId
 from he_server.config import ServerConfig
+from he_server.files import PlainFile
 from he_server.folder import Folder
-from he_server.segment_file import Description, SegmentWriter, StoredSegment, read_description, read_part
+from he_server.kek import KeyProvider
+from he_server.segment_file import SegmentWriter, read_description
 from he_server.store import Snapshot, Store
+from tests.store_fixture import (
+    COLLECTION,
+    DIGEST,
+    KEK,
+    RECORD,
+    described,
+    made,
+    path_of,
+    sha256,
+    uploaded,
+    verified,
+    verify,
+)
 
-COLLECTION = b"c" * 16
-DIGEST = b"d" * 32
-RECORD = CollectionRecord("notes", COLLECTION, b"parameters", DIGEST, 1)
+DAY_S = 24 * 3600
 
 
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def _description(contents: list[bytes]) -> Description:
-    table = ((kind + 1, len(data), _sha256(data)) for kind, data in enumerate(contents))
-    return Description.of(COLLECTION, DIGEST, 2, table)
-
-
-def _upload(store: Store, contents: list[bytes]) -> bytes:
-    with store.upload(_description(contents)) as upload:
-        upload.write(b"".join(contents))
-        upload.finish()
-        upload.publish()
-    return upload.description.segment_id
+@pytest.fixture(params=[None, KEK], ids=["unsealed", "sealed"])
+def kek(request: pytest.FixtureRequest) -> KeyProvider | None:
+    found: KeyProvider | None = request.param
+    return found
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
+def store(tmp_path: Path, kek: KeyProvider | None) -> Iterator[Store]:
+    store = Store(tmp_path, kek=kek)
     store.create(RECORD, b"sealed", 10)
     yield store
     store.close()
 
 
-def _verified(path: Path) -> Description:
-    """Every byte of the file read. Raises TamperedDataError."""
-    description = read_description(path)
-    for part in description.parts:
-        for _ in read_part(path, part, 0, part.length_bytes):
-            pass
-    return description
-
-
-def _path(root: Path, segment_id: bytes) -> Path:
-    return root / "segments" / COLLECTION.hex() / segment_id.hex()
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Store]:
+    """Files as he_server.segment_file describes them."""
+    store = Store(tmp_path)
+    store.create(RECORD, b"sealed", 10)
+    yield store
+    store.close()
 
 
 # ---- the segment file ----------------------------------------------------------------------------------------
@@ -79,13 +78,13 @@ def _path(root: Path, segment_id: bytes) -> Path:
     "contents",
     [[b"i"], [b"i" * 4096, b"h"], [b"i" * 4097, b"", b"r" * 8192, b"", b"p"], [b"i" * 10, b"h" * 10, b"", b"", b""]],
 )
-def test_layout(store: Store, tmp_path: Path, contents: list[bytes]) -> None:
-    path = _path(tmp_path, _upload(store, contents))
-    description = _verified(path)
+def test_layout(plain: Store, tmp_path: Path, contents: list[bytes]) -> None:
+    path = path_of(tmp_path, uploaded(plain, contents))
+    description = verified(PlainFile(path))
     raw = path.read_bytes()
     assert raw[:8] == b"HESEARCH"
     assert len(raw) == description.file_bytes
-    assert description == _description(contents)
+    assert description == described(contents)
     for part, content in zip(description.parts, contents, strict=True):
         assert part.offset_bytes % 4096 == 0
         assert raw[part.offset_bytes : part.end_bytes] == content
@@ -94,65 +93,65 @@ def test_layout(store: Store, tmp_path: Path, contents: list[bytes]) -> None:
 
 def test_header_vector() -> None:
     """Version 1, field by field as the module's text has it."""
-    header = _description([b"index", b"hint"]).header()
+    header = described([b"index", b"hint"]).header()
     assert header[:16] == b"HESEARCH" + b"\1\0\0\0" + b"\2\0\0\0"
     assert header[16:64] == DIGEST + COLLECTION
     assert header[96:104] == (2).to_bytes(8, "little")
-    first = b"\1\0\0\0" + bytes(4) + (4096).to_bytes(8, "little") + (5).to_bytes(8, "little") + _sha256(b"index")
+    first = b"\1\0\0\0" + bytes(4) + (4096).to_bytes(8, "little") + (5).to_bytes(8, "little") + sha256(b"index")
     assert header[104 : 104 + 56] == first
-    assert header[216:248] == _sha256(header[:216])
+    assert header[216:248] == sha256(header[:216])
     assert header[248:] == bytes(4096 - 248)
-    assert _sha256(header).hex() == "70a8b509aaa9d5abd7829417a3f8c178302ec71db498ba34330a7074153bc27f"
+    assert sha256(header).hex() == "70a8b509aaa9d5abd7829417a3f8c178302ec71db498ba34330a7074153bc27f"
 
 
-def test_every_flipped_header_bit_is_found(store: Store, tmp_path: Path) -> None:
-    path = _path(tmp_path, _upload(store, [b"index", b"hint"]))
+def test_every_flipped_header_bit_is_found(plain: Store, tmp_path: Path) -> None:
+    path = path_of(tmp_path, uploaded(plain, [b"index", b"hint"]))
     raw = path.read_bytes()
     for position in [*range(256), 1000, 4095]:
         altered = bytearray(raw)
         altered[position] ^= 1 << position % 8
         path.write_bytes(altered)
         with pytest.raises((TamperedDataError, FormatVersionError)):
-            read_description(path)
+            read_description(PlainFile(path))
 
 
 @pytest.mark.parametrize("change", [lambda raw: raw[:-1], lambda raw: raw + b"x", lambda raw: raw[:100], lambda _: b""])
-def test_wrong_lengths_are_found(store: Store, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
-    path = _path(tmp_path, _upload(store, [b"index", b"hint"]))
+def test_wrong_lengths_are_found(plain: Store, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    path = path_of(tmp_path, uploaded(plain, [b"index", b"hint"]))
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(TamperedDataError):
-        read_description(path)
+        read_description(PlainFile(path))
 
 
-def test_a_crafted_header_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_crafted_header_is_refused(plain: Store, tmp_path: Path) -> None:
     """With a right checksum, but lengths that no file has."""
-    path = _path(tmp_path, _upload(store, [b"index"]))
+    path = path_of(tmp_path, uploaded(plain, [b"index"]))
     header = bytearray(path.read_bytes()[:160])
     header[120:128] = b"\xff" * 8
-    path.write_bytes((bytes(header) + _sha256(bytes(header))).ljust(4096, b"\0"))
+    path.write_bytes((bytes(header) + sha256(bytes(header))).ljust(4096, b"\0"))
     with pytest.raises(TamperedDataError, match="longer than a file can be"):
-        read_description(path)
+        read_description(PlainFile(path))
 
 
-def test_another_version_is_named(store: Store, tmp_path: Path) -> None:
-    path = _path(tmp_path, _upload(store, [b"index"]))
+def test_another_version_is_named(plain: Store, tmp_path: Path) -> None:
+    path = path_of(tmp_path, uploaded(plain, [b"index"]))
     raw = bytearray(path.read_bytes())
     raw[8] = 2
     path.write_bytes(raw)
     with pytest.raises(FormatVersionError, match="got format version 2, expected 1"):
-        read_description(path)
+        read_description(PlainFile(path))
 
 
-def test_every_flipped_part_bit_is_found(store: Store, tmp_path: Path) -> None:
-    path = _path(tmp_path, _upload(store, [b"index", b"hint"]))
+def test_every_flipped_part_bit_is_found(plain: Store, tmp_path: Path) -> None:
+    path = path_of(tmp_path, uploaded(plain, [b"index", b"hint"]))
     raw = path.read_bytes()
     for position in [*range(4096, 4101), *range(8192, 8196)]:
         altered = bytearray(raw)
         altered[position] ^= 128
         path.write_bytes(altered)
-        read_description(path)
+        read_description(PlainFile(path))
         with pytest.raises(TamperedDataError, match="does not match its digest"):
-            _verified(path)
+            verified(PlainFile(path))
 
 
 @pytest.mark.parametrize("step", [1, 3, 4096, 10000])
@@ -160,18 +159,18 @@ def test_writer_takes_any_pieces(tmp_path: Path, step: int) -> None:
     contents = [b"i" * 4098, b"h" * 7, b"", b"f" * 4096]
     data = b"".join(contents)
     with files.NewFile(tmp_path) as file:
-        writer = SegmentWriter(_description(contents), file)
+        writer = SegmentWriter(described(contents), file)
         for start in range(0, len(data), step):
             writer.write(memoryview(data)[start : start + step])
         writer.finish()
-        assert _verified(file.path) == _description(contents)
+        assert verified(PlainFile(file.path)) == described(contents)
     assert not list(tmp_path.iterdir())
 
 
 # ---- starting ------------------------------------------------------------------------------------------------
-def test_two_servers_on_one_folder_are_refused(store: Store, tmp_path: Path) -> None:
+def test_two_servers_on_one_folder_are_refused(store: Store, tmp_path: Path, kek: KeyProvider | None) -> None:
     with pytest.raises(Unavailable, match=rf"another server \(process {os.getpid()}\) has it open"):
-        Store(tmp_path)
+        Store(tmp_path, kek=kek)
     assert store.find("notes")
 
 
@@ -180,74 +179,95 @@ def test_the_folder_is_free_again_after_close(tmp_path: Path) -> None:
         Store(tmp_path).close()
 
 
-def test_only_the_owner_may_look(store: Store, tmp_path: Path) -> None:
-    path = _path(tmp_path, _upload(store, [b"index"]))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    for folder in ("segments", "incoming"):
-        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
-
-
-def test_a_start_removes_what_a_crash_left(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+@pytest.mark.parametrize("found", [False, True], ids=["new folder", "folder made by its owner"])
+def test_only_the_owner_may_look(tmp_path: Path, kek: KeyProvider | None, found: bool) -> None:
+    root = tmp_path / "data"
+    if found:
+        root.mkdir()
+    store = Store(root, kek=kek)
     store.create(RECORD, b"sealed", 10)
-    kept = _upload(store, [b"index"])
+    uploaded(store, [b"index"])
+    paths = [*root.rglob("*")] if found else [root, *root.rglob("*")]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
+    assert {mode & 0o077 for mode in modes.values()} == {0}
+    assert "catalogue.sqlite-wal" in modes
+    store.close()
+
+
+@pytest.mark.parametrize("garbage_age_s", [DAY_S - 3600, DAY_S + 3600])
+def test_a_start_removes_what_a_crash_left(tmp_path: Path, kek: KeyProvider | None, garbage_age_s: float) -> None:
+    """What was on its way at once; a file without a row when it is as old as an orphan."""
+    store = Store(tmp_path, kek=kek)
+    store.create(RECORD, b"sealed", 10)
+    kept = uploaded(store, [b"index"])
     store.close()
     unfinished = tmp_path / "incoming" / "0123.part"
-    unnamed = _path(tmp_path, bytes(32))
+    unnamed = path_of(tmp_path, bytes(32))
     elsewhere = tmp_path / "segments" / (b"x" * 16).hex() / "y"
     elsewhere.parent.mkdir()
-    for path in (unfinished, unnamed, elsewhere):
-        path.write_bytes(b"garbage")
-    store = Store(tmp_path)
+    garbage = (unfinished, unnamed, elsewhere)
+    now = path_of(tmp_path, kept).stat().st_mtime
+    for path in (*garbage, path_of(tmp_path, kept)):
+        path.write_bytes(b"garbage") if path in garbage else None
+        os.utime(path, (now - garbage_age_s, now - garbage_age_s))
+    store = Store(tmp_path, kek=kek, orphan_age_s=DAY_S, clock_s=lambda: now)
     assert store.has((COLLECTION, kept))
-    assert not [path for path in (unfinished, unnamed, elsewhere, elsewhere.parent) if path.exists()]
+    verify(store, kept)
+    assert [path.exists() for path in (*garbage, elsewhere.parent)] == [False] + [garbage_age_s < DAY_S] * 3
     store.close()
 
 
-def test_orphans_are_collected_after_a_day(tmp_path: Path) -> None:
+def test_orphans_are_collected_after_a_day(tmp_path: Path, kek: KeyProvider | None) -> None:
     """What was uploaded and not committed; what was sent again counts as new, what is live stays."""
     now = 1e9
 
     def opened() -> Store:
-        return Store(tmp_path, orphan_age_s=24 * 3600, clock_s=lambda: now)
+        return Store(tmp_path, kek=kek, orphan_age_s=DAY_S, clock_s=lambda: now)
 
     store = opened()
     store.create(RECORD, b"sealed", 10)
-    live, orphan, retried = (_upload(store, [name]) for name in (b"live", b"orphan", b"retried"))
+    live, orphan, retried = (uploaded(store, [name]) for name in (b"live", b"orphan", b"retried"))
     store.commit(RECORD, 1, b"sealed 2", [live])
     now += 20 * 3600
     assert store.has((COLLECTION, retried))
     store.close()
     now += 3 * 3600
     store = opened()
-    assert all(_path(tmp_path, segment).exists() for segment in (live, orphan, retried))
+    assert all(path_of(tmp_path, segment).exists() for segment in (live, orphan, retried))
     store.close()
     now += 2 * 3600
     store = opened()
-    assert [_path(tmp_path, segment).exists() for segment in (live, orphan, retried)] == [True, False, True]
+    assert [path_of(tmp_path, segment).exists() for segment in (live, orphan, retried)] == [True, False, True]
     assert not store.has((COLLECTION, orphan))
     store.close()
 
 
-def test_orphans_are_collected_while_the_server_runs(tmp_path: Path) -> None:
+def test_orphans_are_collected_while_the_server_runs(tmp_path: Path, kek: KeyProvider | None) -> None:
     """At the next upload, looked for no more than once an hour; one that is being read goes with its reader."""
     now = 1e9
-    removed: list[StoredSegment] = []
-    store = Store(tmp_path, orphan_age_s=24 * 3600, clock_s=lambda: now, removed=removed.append)
+    forgotten: list[tuple[bytes, IndexFile]] = []
+    store = Store(
+        tmp_path, kek=kek, orphan_age_s=DAY_S, clock_s=lambda: now, forget=lambda *index: forgotten.append(index)
+    )
     store.create(RECORD, b"sealed", 10)
-    read, orphan = (_upload(store, [name]) for name in (b"read", b"orphan"))
-    now += 24 * 3600 + 1
+    read, orphan = (uploaded(store, [name]) for name in (b"read", b"orphan"))
+    indexes = []
+    for segment in (read, orphan):
+        with store.segment(RECORD, segment) as snapshot, store.reading(snapshot.segments[0]) as index:
+            indexes.append((DIGEST, index))
+    now += DAY_S + 1
     with store.segment(RECORD, read):
-        _upload(store, [b"another"])
-        assert [_path(tmp_path, segment).exists() for segment in (read, orphan)] == [True, False]
+        uploaded(store, [b"another"])
+        assert [path_of(tmp_path, segment).exists() for segment in (read, orphan)] == [True, False]
         assert not store.has((COLLECTION, orphan))
-    assert not _path(tmp_path, read).exists()
-    assert {segment.description.segment_id for segment in removed} == {read, orphan}
+        assert forgotten == indexes[1:]
+    assert not path_of(tmp_path, read).exists()
+    assert forgotten == [indexes[1], indexes[0]]
     looks: list[float] = []
     store._catalogue.collect = lambda before_s: looks.append(before_s) or []  # type: ignore[method-assign,func-returns-value]
     for later_s in (0, 3000, 600, 0):
         now += later_s
-        _upload(store, [b"%d" % now])
+        uploaded(store, [b"%d" % now])
     assert len(looks) == 1
     store.close()
 
@@ -255,9 +275,9 @@ def test_orphans_are_collected_while_the_server_runs(tmp_path: Path) -> None:
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     Store(tmp_path).close()
     with sqlite3.connect(tmp_path / "catalogue.sqlite") as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     database.close()
-    with pytest.raises(FormatVersionError, match="got schema version 2, expected 1"):
+    with pytest.raises(FormatVersionError, match="got schema version 3, expected 2"):
         Store(tmp_path)
 
 
@@ -278,15 +298,26 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     Store(tmp_path).close()
 
 
-def test_a_segment_file_in_anothers_place_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.create(RECORD, b"sealed", 10)
-    first, second = _upload(store, [b"first"]), _upload(store, [b"second"])
-    store.close()
-    _path(tmp_path, second).write_bytes(_path(tmp_path, first).read_bytes())
-    store = Store(tmp_path)
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_lost_catalogue_is_not_replaced(tmp_path: Path, kek: KeyProvider | None, emptied: bool) -> None:
+    """To a new one, all segments would be garbage."""
+    (segment,) = made(tmp_path, kek, [[b"index"]])
+    (tmp_path / "catalogue.sqlite").unlink()
+    if emptied:
+        (tmp_path / "catalogue.sqlite").touch()
+    with pytest.raises(TamperedDataError, match="it has segments and no catalogue"):
+        Store(tmp_path, kek=kek, orphan_age_s=0)
+    assert path_of(tmp_path, segment).exists()
+
+
+def test_a_segment_file_in_anothers_place_is_refused(tmp_path: Path, kek: KeyProvider | None) -> None:
+    first, second = made(tmp_path, kek, [[b"first"], [b"second"]])
+    path_of(tmp_path, second).write_bytes(path_of(tmp_path, first).read_bytes())
+    store = Store(tmp_path, kek=kek)
     assert store.has((COLLECTION, first))
     assert not store.has((COLLECTION, second))
+    assert uploaded(store, [b"second"]) == second
+    assert verify(store, second) == described([b"second"])
     store.close()
 
 
@@ -315,13 +346,13 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_order_of_writing(store: Store, tmp_path: Path, synced: list[str], found: bool) -> None:
     """File, folder, name, name on the disk, and only then the row, which is what acknowledges."""
     if found:
-        _path(tmp_path, bytes(32)).parent.mkdir()
+        path_of(tmp_path, bytes(32)).parent.mkdir()
     add = store._catalogue.add
-    store._catalogue.add = lambda *row: (synced.append("row"), add(*row))  # type: ignore[method-assign,assignment]
-    _upload(store, [b"first"])
+    store._catalogue.add = lambda *row: (synced.append("row"), add(*row))[1]  # type: ignore[method-assign]
+    uploaded(store, [b"first"])
     assert synced == ["file", "segments", "rename", COLLECTION.hex(), "row"]
     synced.clear()
-    _upload(store, [b"second"])
+    uploaded(store, [b"second"])
     assert synced == ["file", "rename", COLLECTION.hex(), "row"]
 
 
@@ -336,24 +367,35 @@ def test_a_new_data_folder_is_synced_with_its_parents(tmp_path: Path, synced: li
 
 
 def test_the_catalogue_syncs_every_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the SQLite of this machine does by itself."""
+    """Whatever the SQLite of this machine does by itself; and nothing is left in its log, nor of what was deleted."""
     connect = sqlite3.connect
 
     def lax(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        database = connect(*arguments, **options)
-        database.execute("PRAGMA synchronous = OFF")
-        return database
+        opened = connect(*arguments, **options)
+        for pragma in ("synchronous", "secure_delete"):
+            opened.execute(f"PRAGMA {pragma} = OFF")
+        return opened
 
-    monkeypatch.setattr(catalogue.sqlite3, "connect", lax)
+    monkeypatch.setattr(database.sqlite3, "connect", lax)
     opened = catalogue.Catalogue(tmp_path / "catalogue.sqlite")
-    assert opened._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert opened._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    for pragma, expected in (("synchronous", 2), ("journal_mode", "wal"), ("secure_delete", 1)):
+        assert opened._db.one(f"PRAGMA {pragma}") == (expected,)
+    opened.create(RECORD, b"a manifest", 10, 0.0)
+    assert (tmp_path / "catalogue.sqlite-wal").stat().st_size == 0
+    assert b"a manifest" in (tmp_path / "catalogue.sqlite").read_bytes()
+    opened.drop(COLLECTION)
+    assert b"a manifest" not in (tmp_path / "catalogue.sqlite").read_bytes()
     opened.close()
 
 
 # ---- a disk that fails ---------------------------------------------------------------------------------------
+def _stored_nothing(store: Store, root: Path) -> bool:
+    left = [*(root / "incoming").iterdir(), *(root / "segments").rglob("*/*")]
+    return not left and not store.has((COLLECTION, described([b"index"]).segment_id))
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-@pytest.mark.parametrize("function", ["write", "fsync", "rename"])
+@pytest.mark.parametrize("function", ["write", "rename"])
 def test_a_failing_disk_stores_nothing(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
 ) -> None:
@@ -364,45 +406,99 @@ def test_a_failing_disk_stores_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(Path if function == "rename" else os, function, fail)
         with pytest.raises(expected, match=r"storage: .*nothing was changed"):
-            _upload(store, [b"index"])
-    assert list((tmp_path / "incoming").iterdir()) == []
-    assert not list((tmp_path / "segments").rglob("*/*"))
-    assert not store.has((COLLECTION, _description([b"index"]).segment_id))
-    _upload(store, [b"index"])
+            uploaded(store, [b"index"])
+    assert _stored_nothing(store, tmp_path)
+    uploaded(store, [b"index"])
 
 
-def test_a_failing_folder_sync_stores_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file has its name by then, and loses it again."""
-    _upload(store, [b"first"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("of", ["the file", "its folder"])
+def test_a_failed_sync_is_the_end_of_writing(
+    tmp_path: Path, kek: KeyProvider | None, monkeypatch: pytest.MonkeyPatch, of: str, number: int
+) -> None:
+    """It is not repeated, nor is anything written after it; reads go on, and a restart makes all well."""
+    (kept,) = made(tmp_path, kek, [[b"kept"]])
+    store = Store(tmp_path, kek=kek)
+    fsync, synced = os.fsync, []
+
+    def fail(descriptor: int) -> None:
+        synced.append(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").is_dir() == (of == "its folder"):
+            raise OSError(number, "disk")
+        fsync(descriptor)
+
     with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(ReadOnlyError, match="no writes until it is restarted"):
+            uploaded(store, [b"index"])
+    assert store.read_only
+    calls = len(synced)
+    record = store.find("notes")
+    writes: list[Callable[[], object]] = [
+        lambda: uploaded(store, [b"index"]),
+        lambda: uploaded(store, [b"another"]),
+        lambda: store.commit(record, 2, b"sealed 3", []),
+        lambda: store.create(record, b"sealed", 10),
+        lambda: store.drop(record),
+        lambda: store.add_data_key(COLLECTION),
+        lambda: store.drop_old_data_keys(COLLECTION),
+    ]
+    for write in writes:
+        with pytest.raises(ReadOnlyError):
+            write()
+    assert len(synced) == calls
+    left = [*(tmp_path / "incoming").iterdir(), *(tmp_path / "segments").rglob("*/*")]
+    assert left == [path_of(tmp_path, kept)]
+    with store.snapshot(record, 2) as snapshot, store.reading(snapshot.segments[0]) as index:
+        assert (snapshot.segments[0].description.segment_id, index.length_bytes) == (kept, 4)
+    assert verify(store, kept) == described([b"kept"])
+    store.close()
+    store = Store(tmp_path, kek=kek)
+    assert not store.read_only
+    segment = uploaded(store, [b"index"])
+    assert store.commit(store.find("notes"), 2, b"sealed 3", [kept, segment]) == 3
+    store.close()
 
-        def fail(_: Path) -> None:
-            raise OSError(errno.EIO, "disk")
 
-        patched.setattr(files, "sync_folder", fail)
-        with pytest.raises(Unavailable):
-            _upload(store, [b"index"])
-    segment_id = _description([b"index"]).segment_id
-    assert not _path(tmp_path, segment_id).exists()
-    with pytest.raises(NotFound):
-        store.commit(RECORD, 1, b"sealed 2", [segment_id])
+def test_a_failed_sync_during_an_upload_stops_the_other_uploads(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has all its bytes by then is not acknowledged any more."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "disk")
+
+    with store.upload(described([b"another"])) as upload:
+        upload.write(b"another")
+        upload.finish()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fail)
+            with pytest.raises(ReadOnlyError):
+                uploaded(store, [b"index"])
+        with pytest.raises(ReadOnlyError):
+            upload.publish()
+    assert _stored_nothing(store, tmp_path)
 
 
 def test_a_full_catalogue_changes_nothing(store: Store) -> None:
-    pages = store._catalogue._db.execute("PRAGMA page_count").fetchone()[0]
-    store._catalogue._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    database = store._catalogue._db
+    pages = database.one("PRAGMA page_count")[0]
+    database.all(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(LimitExceeded, match="catalogue: no room left"):
         store.commit(RECORD, 1, bytes(1 << 20), [])
     assert store.manifest("notes")[0].version == 1
-    store._catalogue._db.execute("PRAGMA max_page_count = 1000000")
+    database.all("PRAGMA max_page_count = 1000000")
     assert store.commit(RECORD, 1, bytes(1 << 20), []) == 2
 
 
 def test_a_closed_store_raises_errors_of_ours(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    store.create(RECORD, b"sealed", 10)
     store.close()
     with pytest.raises(Unavailable, match="catalogue"):
-        store.find("notes")
+        store.manifest("notes")
+    with pytest.raises(Unavailable, match="catalogue"):
+        store.commit(RECORD, 1, b"sealed 2", [])
 
 
 def test_closing_twice_closes_nothing_else(tmp_path: Path) -> None:
@@ -419,47 +515,47 @@ def test_closing_twice_closes_nothing_else(tmp_path: Path) -> None:
 
 
 # ---- pins ----------------------------------------------------------------------------------------------------
-def test_retired_files_wait_for_their_readers(tmp_path: Path) -> None:
-    removed: list[StoredSegment] = []
-    store = Store(tmp_path, removed=removed.append)
-    store.create(RECORD, b"sealed", 10)
-    segment = _upload(store, [b"index"])
-    path = _path(tmp_path, segment)
-    store.commit(RECORD, 1, b"sealed 2", [segment])
-    with store.snapshot(RECORD, 2) as first, store.segment(RECORD, segment) as second:
-        assert first.segments[0].index.path == path
-        store.commit(RECORD, 2, b"sealed 3", [])
-        second.close()
-        second.close()
+def test_retired_files_wait_for_their_readers(tmp_path: Path, kek: KeyProvider | None) -> None:
+    forgotten: list[tuple[bytes, IndexFile]] = []
+    (segment,) = made(tmp_path, kek, [[b"index"]])
+    store = Store(tmp_path, kek=kek, forget=lambda *index: forgotten.append(index))
+    record, path = store.find("notes"), path_of(tmp_path, segment)
+    with store.snapshot(record, 2) as first, store.segment(record, segment) as second:
+        assert first.segments[0].path == path
+        with store.reading(first.segments[0]) as index:
+            store.commit(record, 2, b"sealed 3", [])
+            second.close()
+            second.close()
         assert path.exists()
-        assert not removed
+        assert not forgotten
     assert not path.exists()
-    assert [segment.path for segment in removed] == [path]
+    assert forgotten == [(DIGEST, index)]
     store.close()
 
 
 def test_a_segment_sent_again_while_its_old_file_is_read(store: Store, tmp_path: Path) -> None:
     """The last reader of the retired file must not take the new one with it."""
-    segment = _upload(store, [b"index"])
+    segment = uploaded(store, [b"index"])
     store.commit(RECORD, 1, b"sealed 2", [segment])
     with store.snapshot(RECORD, 2):
         store.commit(RECORD, 2, b"sealed 3", [])
         assert not store.has((COLLECTION, segment))
-        assert _upload(store, [b"index"]) == segment
-    assert _verified(_path(tmp_path, segment))
+        assert uploaded(store, [b"index"]) == segment
+    assert verify(store, segment)
+    assert path_of(tmp_path, segment).exists()
     assert store.commit(RECORD, 3, b"sealed 4", [segment]) == 4
     with store.snapshot(RECORD, 4) as snapshot:
         assert [stored.description.segment_id for stored in snapshot.segments] == [segment]
 
 
 def test_a_drop_during_an_upload(store: Store, tmp_path: Path) -> None:
-    with store.upload(_description([b"index"])) as upload:
+    with store.upload(described([b"index"])) as upload:
         upload.write(b"index")
         upload.finish()
         store.drop(store.find("notes"))
         with pytest.raises(NotFound, match="dropped meanwhile"):
             upload.publish()
-    assert not _path(tmp_path, upload.description.segment_id).exists()
+    assert not path_of(tmp_path, upload.segment.description.segment_id).exists()
 
 
 class _Lock:
@@ -480,12 +576,14 @@ class _Lock:
 
 @pytest.mark.parametrize("reader", ["snapshot", "segment"])
 @pytest.mark.parametrize("writer", ["commit", "drop", "collect"])
-def test_nothing_is_retired_between_reading_and_pinning(tmp_path: Path, reader: str, writer: str) -> None:
+def test_nothing_is_retired_between_reading_and_pinning(
+    tmp_path: Path, kek: KeyProvider | None, reader: str, writer: str
+) -> None:
     """The writer starts when the reader knows what is live and has not pinned it: it must wait until then."""
     now = 1e9
-    store = Store(tmp_path, clock_s=lambda: now)
+    store = Store(tmp_path, kek=kek, clock_s=lambda: now)
     store.create(RECORD, b"sealed", 10)
-    segment, waits, pin = _upload(store, [b"index"]), threading.Event(), store._pins.pin
+    segment, waits, pin = uploaded(store, [b"index"]), threading.Event(), store._pins.pin
     live = [] if writer == "collect" else [segment]
     store.commit(RECORD, 1, b"sealed 2", live)
     store._lock = _Lock(waits)  # type: ignore[assignment]
@@ -502,21 +600,21 @@ def test_nothing_is_retired_between_reading_and_pinning(tmp_path: Path, reader: 
 
     thread = threading.Thread(target=write)
 
-    def interrupted(keys: list[tuple[bytes, bytes]]) -> None:
+    def interrupted(ids: list[FileId]) -> None:
         thread.start()
         waits.wait()
-        pin(keys)
+        pin(ids)
 
     store._pins.pin = interrupted  # type: ignore[method-assign,assignment]
     with store.snapshot(RECORD, 2) if reader == "snapshot" else store.segment(RECORD, segment) as snapshot:
         thread.join()
         assert all(stored.path.exists() for stored in snapshot.segments)
-    assert not _path(tmp_path, segment).exists()
+    assert not path_of(tmp_path, segment).exists()
     store.close()
 
 
 def test_a_snapshot_is_one_version(store: Store) -> None:
-    store.commit(RECORD, 1, b"sealed 2", [_upload(store, [b"a"])])
+    store.commit(RECORD, 1, b"sealed 2", [uploaded(store, [b"a"])])
     for version in (1, 3):
         with pytest.raises(HesearchError, match="the manifest is at version 2"):
             store.snapshot(RECORD, version)
@@ -526,7 +624,7 @@ def test_a_snapshot_is_one_version(store: Store) -> None:
 
 
 # ---- configuration -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("field", ["threads", "calls", "max_dim", "max_queries", "max_segments", "max_collections"])
+@pytest.mark.parametrize("field", ["threads", "max_scans", "max_dim", "max_queries", "max_segments", "max_collections"])
 def test_limits_are_positive(tmp_path: Path, field: str) -> None:
     with pytest.raises(InvalidInput, match=f"{field}: got 0"):
         ServerConfig(data=tmp_path, **{field: 0})  # type: ignore[arg-type]
@@ -542,8 +640,9 @@ def test_opening_makes_nothing_of_arrays(tmp_path: Path) -> None:
     words = np.arange(1024, dtype="<u4")
     with files.NewFile(tmp_path) as file:
         file.append(memoryview(words).cast("B"))
-        assert files.read(file.path, 4, 4) == b"\1\0\0\0"
+        written = PlainFile(file.path)
+        assert written.read(4, 4) == b"\1\0\0\0"
         with pytest.raises(TamperedDataError, match="ends 4 bytes too early"):
-            files.read(file.path, 4092, 8)
+            written.read(4092, 8)
     with pytest.raises(TamperedDataError, match="missing"):
-        files.size_bytes(file.path)
+        written.size_bytes()

@@ -10,7 +10,15 @@ with Client(":memory:") as client:
 from he_client.client import Client
 from he_client.collection import Collection
 from he_client.keys import CollectionKey
-from he_client.results import CollectionInfo, Hit, SearchReport
+from he_client.results import (
+    ArchiveReport,
+    CollectionInfo,
+    CompactReport,
+    Hit,
+    RepairReport,
+    ResealReport,
+    SearchReport,
+)
 from he_engine.errors import (
     AlreadyExists,
     Conflict,
@@ -35,10 +43,12 @@ from he_engine.errors import (
 
 __all__ = [
     "AlreadyExists",
+    "ArchiveReport",
     "Client",
     "Collection",
     "CollectionInfo",
     "CollectionKey",
+    "CompactReport",
     "Conflict",
     "DimensionError",
     "DuplicateIdError",
@@ -51,6 +61,8 @@ __all__ = [
     "NormError",
     "NotFound",
     "ParameterError",
+    "RepairReport",
+    "ResealReport",
     "ResidueError",
     "RollbackError",
     "SearchReport",

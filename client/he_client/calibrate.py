@@ -61,6 +61,8 @@ def _write_residues(path: Path, size_bytes: int) -> None:
 class _Stored:
     """A transport that knows the parts of one segment."""
 
+    attempts = 1
+
     def __init__(self) -> None:
         self.contents: Contents = {}
 

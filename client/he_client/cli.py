@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from he_client import commands, plan_command
+from he_client import archive_commands, commands, health_command, maintenance_commands, plan_command
 from he_engine.errors import (
     AlreadyExists,
     Conflict,
@@ -64,11 +64,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=commands.version())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_serve(subparsers)
+    health_command.add_health(subparsers)
     commands.add_keygen(subparsers)
     commands.add_create(subparsers)
     commands.add_insert(subparsers)
+    maintenance_commands.add_upsert(subparsers)
     commands.add_search(subparsers)
     commands.add_delete(subparsers)
+    maintenance_commands.add_compact(subparsers)
+    archive_commands.add_export(subparsers)
+    archive_commands.add_import(subparsers)
+    archive_commands.add_reseal(subparsers)
+    archive_commands.add_repair(subparsers)
     commands.add_info(subparsers)
     commands.add_drop(subparsers)
     plan_command.add_plan(subparsers)

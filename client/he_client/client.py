@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import weakref
@@ -9,14 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from he_client import archive
 from he_client.cache import PartCache
 from he_client.collection import Collection, PayloadMode, check_payload_mode
 from he_client.engines import choose_parameters, generate_state
 from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
-from he_client.results import CollectionInfo
-from he_client.transport import GrpcTransport, Remote, Transport
-from he_engine.errors import InvalidInput
+from he_client.repair import Repairer
+from he_client.reseal import finished
+from he_client.results import ArchiveReport, CollectionInfo, RepairReport, ResealReport
+from he_client.transport import GrpcTransport, Remote, Security, Transport
+from he_engine.errors import InvalidInput, NotFound, WrongKeyError
 from he_engine.keys import RootKey
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
@@ -29,6 +33,8 @@ class Client:
 
     `Client("host:port")` speaks gRPC with TLS, `insecure=True` without; `Client("folder/")` serves a folder in
     this process, with no port; `Client(":memory:")` a temporary one that goes with the client.
+    ca: PEM file of the authorities that may have signed the server's certificate (default: the system's). cert, key:
+    PEM files of this client's own certificate and its private key, for a server that asks for one.
     cache: a folder for downloaded hints and row tables. timeout_s: the deadline of every call.
     threads: of encryption, and of the recovery of answers (default: all cores).
     """
@@ -38,11 +44,15 @@ class Client:
         target: str | os.PathLike[str],
         *,
         insecure: bool = False,
+        ca: str | os.PathLike[str] = "",
+        cert: str | os.PathLike[str] = "",
+        key: str | os.PathLike[str] = "",
         cache: str | os.PathLike[str] | None = None,
         timeout_s: float = TIMEOUT_S,
         threads: int | None = None,
     ) -> None:
-        self._remote = Remote(_connect(target, insecure), timeout_s)
+        security = Security(insecure=insecure, ca=os.fspath(ca), cert=os.fspath(cert), key=os.fspath(key))
+        self._remote = Remote(_connect(target, security), timeout_s)
         self._cache = PartCache(Path(cache) if cache is not None else None)
         self._threads = threads
         self._collections: weakref.WeakSet[Collection] = weakref.WeakSet()
@@ -132,7 +142,49 @@ class Client:
         """Delete a collection and all its rows. Raises NotFound, Unavailable."""
         found = self._describe(name)
         request = pb.DropCollectionRequest(context=found.context, collection_id=found.collection_id)
-        self._remote.once("DropCollection", request)
+        with contextlib.suppress(NotFound):  # it was there: an attempt whose reply was lost has dropped it
+            self._remote.call("DropCollection", request)
+
+    # ---- archives and repairs ----------------------------------------------------------------------------
+    def export_collection(
+        self, name: str, path: str | os.PathLike[str], *, progress: bool | None = None
+    ) -> ArchiveReport:
+        """See he_client.archive.export_collection. No key is needed."""
+        return archive.export_collection(self._remote, name, path, progress=progress)
+
+    def import_collection(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> ArchiveReport:
+        """See he_client.archive.import_collection. No key is needed."""
+        return archive.import_collection(self._remote, path, progress=progress)
+
+    def reseal_collection(
+        self,
+        name: str,
+        *,
+        key: RootKey,
+        new_key: RootKey,
+        journal: str | os.PathLike[str],
+        progress: bool | None = None,
+    ) -> ResealReport:
+        """See Collection.reseal; also where an earlier call was interrupted after the switch."""
+        _require_key(new_key)
+        try:
+            collection = self.open_collection(name, key=key, payloads="direct")
+        except WrongKeyError:
+            remote = self._remote.of(self._describe(name).context)
+            return finished(remote, name, key, new_key, Path(journal))
+        return collection.reseal(new_key, journal=journal, progress=progress)
+
+    def repair_collection(
+        self, name: str, *, key: RootKey, confirm: bool = False, progress: bool | None = None
+    ) -> RepairReport:
+        """Read all of a collection, say what of it is damaged, and with `confirm` commit what is left of it.
+
+        See he_client.repair. That a server calls rows damaged does not prove that they are: before you confirm, ask
+        whether it, or a backup, can bring them back. Raises NotFound, WrongKeyError, Conflict, Unavailable.
+        """
+        _require_key(key)
+        remote = self._remote.of(self._describe(name).context)
+        return Repairer(remote, key, self._cache, self._threads).run(confirm=confirm, progress=progress)
 
     def close(self) -> None:
         """Closes its collections too. More than once is once."""
@@ -154,7 +206,7 @@ def _require_key(key: object) -> None:
         raise InvalidInput(f"key: got {type(key).__name__}, expected a CollectionKey (CollectionKey.load reads a file)")
 
 
-def _connect(target: str | os.PathLike[str], insecure: bool) -> Transport:
+def _connect(target: str | os.PathLike[str], security: Security) -> Transport:
     """Addresses have a port; a folder is a path object, has a slash, or exists."""
     if not isinstance(target, str | os.PathLike):
         raise InvalidInput(f"target: got {type(target).__name__}, expected 'host:port', a folder or ':memory:'")
@@ -163,9 +215,9 @@ def _connect(target: str | os.PathLike[str], insecure: bool) -> Transport:
     if "://" in text or (colon and host and port.isdigit() and int(port) > 65535):
         raise InvalidInput(f"target: got {text!r}, expected 'host:port' with a port up to 65535")
     if colon and host and port.isdigit():
-        return GrpcTransport(text, insecure=insecure)
-    if insecure:
-        raise InvalidInput(f"target: got {text!r}, but insecure=True goes with 'host:port'")
+        return GrpcTransport(text, security)
+    if security != Security():
+        raise InvalidInput(f"target: got {text!r}, but insecure, ca, cert and key go with 'host:port'")
     is_folder = not isinstance(target, str) or os.sep in text or Path(text or "?").is_dir()
     if text != ":memory:" and not is_folder:
         raise InvalidInput(f"target: got {text!r}, expected 'host:port', a folder ('data/') or ':memory:'")

@@ -1,4 +1,4 @@
-"""Collection: insert, search, delete and count, on rows that only key holders can read."""
+"""Collection: insert, upsert, delete, compact, search and count, on rows that only key holders can read."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from he_client.cache import PartCache
+from he_client.compaction import Compactor
 from he_client.engines import make_engine
-from he_client.manifest import Manifest
+from he_client.manifest import Entries, Manifest, without_rows
 from he_client.progress import progress_bar
-from he_client.results import Payload, RowId, SearchReport
+from he_client.repair import Repairer
+from he_client.reseal import Resealer
+from he_client.results import CompactReport, Payload, RepairReport, ResealReport, RowId, SearchReport
 from he_client.rows import check_ids, encode_payloads
 from he_client.searching import Searcher
 from he_client.segments import Segment, SegmentStore, split
-from he_client.state import MAX_REBASES, Entries, State
+from he_client.state import MAX_REBASES, State
 from he_client.transport import Remote
 from he_engine.errors import Conflict, DuplicateIdError, InvalidInput, NotFound
 from he_engine.keys import RootKey
 from he_proto import wire
-from he_proto.v1 import hesearch_pb2 as pb
 
-SEGMENT_BYTES = 64 << 20  #: index bytes of one segment; two are in memory while inserting
+SEGMENT_BYTES = 64 << 20  #: index bytes of one segment; two are in memory while inserting or compacting
 
 PayloadMode = Literal["cache", "direct"]
 
@@ -58,12 +61,14 @@ class Collection:
         message = manifest.message
         remote = remote.of(wire.context(name, self._parameters.digest))
         direct = payloads == "direct"
+        self._remote, self._key, self._cache, self._threads = remote, key, cache, threads
         self._engine = make_engine(self._parameters, key, message.collection_id, message.engine_state, threads=threads)
         self._store = SegmentStore(remote, message.collection_id, key, self._engine, self._space, cache, direct)
         self._workers = ThreadPoolExecutor(threads or os.cpu_count() or 1, "recover")  # they start when first needed
         self._searcher = Searcher(remote, self._store, self._engine, self._space, self._workers)
         self._state = State(name, remote, key, self._store, manifest)
         self._writing = threading.Lock()  # one insert or delete at a time; searches go on
+        self._compacting = threading.Lock()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -87,6 +92,32 @@ class Collection:
         Raises DimensionError, NormError, DuplicateIdError, InvalidInput (nothing is changed then), Conflict
         after too many concurrent commits, Unavailable.
         """
+        return self._write(ids, vectors, payloads, progress, replace=False)
+
+    def upsert(
+        self,
+        ids: Iterable[RowId],
+        vectors: ArrayLike,
+        payloads: Sequence[Payload | None] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> int:
+        """`insert`, but rows whose id is in the collection are replaced, vector and payload, in the same commit.
+
+        No search sees an id without a row, or with two. The replaced ciphertexts stay until compaction, as those of
+        deleted rows do. Raises as `insert`; DuplicateIdError only where an id occurs twice in this call.
+        """
+        return self._write(ids, vectors, payloads, progress, replace=True)
+
+    def _write(
+        self,
+        ids: Iterable[RowId],
+        vectors: ArrayLike,
+        payloads: Sequence[Payload | None] | None,
+        progress: bool | None,
+        *,
+        replace: bool,
+    ) -> int:
         self._require_open()
         checked_vectors = self._space.check_rows(vectors)
         checked = check_ids(ids, len(checked_vectors))
@@ -95,11 +126,15 @@ class Collection:
             raise InvalidInput("vectors: got no rows, expected at least one")
         with self._writing:
             self._state.refresh()
-            self._require_new(checked)
+            if not replace:
+                self._require_new(checked)
             built = self._upload(checked, checked_vectors, encoded, progress)
 
             def add(current: Entries) -> Entries:
-                self._require_new(checked)
+                if replace:
+                    current = without_rows(current, self._state.places(checked))
+                else:
+                    self._require_new(checked)
                 return [*current, *(s.entry for s in built)]
 
             self._state.commit(add, {s.id: s for s in built})
@@ -139,28 +174,59 @@ class Collection:
             return 0
 
         def mark(current: Entries) -> Entries:
-            places = [self._state.position(i) for i in wanted]
-            missing = places.count(None)
+            places = self._state.places(wanted)
+            missing = len(wanted) - sum(map(len, places.values()))
             if missing:
                 raise NotFound(f"ids: {missing} of {len(wanted)} are not in the collection")
-            gone: dict[bytes, list[int]] = {}
-            for segment, row in filter(None, places):
-                gone.setdefault(segment, []).append(row)
-            kept = []
-            for entry in current:
-                changed = pb.SegmentEntry()
-                changed.CopyFrom(entry)
-                deleted = sorted({*entry.deleted_rows, *gone.get(entry.segment_id, ())})
-                if len(deleted) < entry.rows:
-                    del changed.deleted_rows[:]
-                    changed.deleted_rows.extend(deleted)
-                    kept.append(changed)
-            return kept
+            return without_rows(current, places)
 
         with self._writing:
             self._state.refresh()
             self._state.commit(mark, {})
         return len(wanted)
+
+    def compact(self, *, progress: bool | None = None) -> CompactReport:
+        """Make few full segments of small and of mostly deleted ones, here: rows are downloaded, decrypted, and
+        encrypted anew; ids, payloads and encoded vectors stay as they are.
+
+        Each group of segments is one commit, so a call that ended early, in whatever way, goes on where it stopped
+        when it is repeated. Everybody may read and write meanwhile. he_client.compaction says which segments are
+        chosen, and what memory it takes. progress: a bar on stderr; None: when that is a terminal.
+        Raises TamperedDataError, Conflict, Unavailable.
+        """
+        self._require_open()
+        with self._compacting:
+            return Compactor(self._state, self._store, self._engine, SEGMENT_BYTES).run(progress)
+
+    def reseal(
+        self, new_key: RootKey, *, journal: str | os.PathLike[str], progress: bool | None = None
+    ) -> ResealReport:
+        """Encrypt every live row again under `new_key`, here, and switch to it in one commit. This object is closed
+        then: open the collection with the new key. To whoever comes with the old one, WrongKeyError.
+
+        journal: a file, made if it is not there, which lets a call that ended early go on; removed at the end. Others
+        may write meanwhile, with the old key, and lose nothing. Ids, payloads and encoded vectors stay as they are.
+
+        What it erases: nothing that the server holds as current opens under the old key any more, rows deleted before
+        are not in it at all, and the old ciphertexts are deleted from the server's disk. What it does not: whoever
+        has the old key and a copy of the old ciphertexts reads them for ever. Such copies are in backups and exported
+        archives, in snapshots, in blocks of disks not yet written over, in caches of clients, and wherever a server
+        that is not honest keeps them. If a key has leaked, reseal, and destroy those as well.
+        Raises InvalidInput (the same key, another's journal), TamperedDataError, Conflict, WrongKeyError, Unavailable.
+        """
+        self._require_open()
+        resealer = Resealer(self.name, self._remote, self._state, self._store, self._key, new_key)
+        report = resealer.run(Path(journal), progress, self._threads)
+        self.close()
+        return report
+
+    def repair(self, *, confirm: bool = False, progress: bool | None = None) -> RepairReport:
+        """See Client.repair_collection, which also repairs a collection that cannot be opened."""
+        self._require_open()
+        repairer = Repairer(self._remote, self._key, self._cache, self._threads, self._state.manifest)
+        report = repairer.run(confirm=confirm, progress=progress)
+        self._state.refresh()
+        return report
 
     def _require_new(self, ids: list[RowId]) -> None:
         known = sum(self._state.position(i) is not None for i in ids)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from he_client.client import Client
 from he_client.files import parse_ids, read_lines, read_table
@@ -42,21 +43,30 @@ def add_command(
     return parser
 
 
-def _add_server(parser: argparse.ArgumentParser) -> None:
+def add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", required=True, metavar="TARGET", help="host:port, or a folder to serve in process")
+    add_security(parser)
+
+
+def add_security(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--insecure", action="store_true", help="no TLS (for a server on this machine)")
+    parser.add_argument("--ca", default="", metavar="FILE", help="PEM: authorities of the server's certificate")
+    parser.add_argument(
+        "--cert", default="", metavar="FILE", help="PEM: this client's certificate, if one is asked for"
+    )
+    parser.add_argument("--cert-key", default="", metavar="FILE", help="PEM: its private key")
 
 
-def _add_key(parser: argparse.ArgumentParser) -> None:
+def add_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", required=True, type=Path, help="the collection's key file")
     parser.add_argument("--passphrase-file", type=Path, help="read the passphrase from the first line of this file")
 
 
-def _client(arguments: argparse.Namespace) -> Client:
+def connect(arguments: argparse.Namespace) -> Client:
     folder = arguments.server
     if ":" not in folder and arguments.command != "create" and not Path(folder).is_dir():
         raise NotFound(f"folder {folder}: no such folder (and no host:port)")
-    return Client(folder, insecure=arguments.insecure)
+    return Client(folder, insecure=arguments.insecure, ca=arguments.ca, cert=arguments.cert, key=arguments.cert_key)
 
 
 def _passphrase(arguments: argparse.Namespace, *, confirm: bool = False) -> str:
@@ -74,7 +84,7 @@ def _passphrase(arguments: argparse.Namespace, *, confirm: bool = False) -> str:
     return entered
 
 
-def _key(arguments: argparse.Namespace) -> CollectionKey:
+def load_key(arguments: argparse.Namespace) -> CollectionKey:
     if not arguments.key.is_file():
         raise NotFound(f"key file {arguments.key}: no such file; `hesearch keygen` makes one")
     return CollectionKey.load(arguments.key, _passphrase(arguments))
@@ -127,13 +137,13 @@ def add_create(subparsers: Subparsers) -> None:
     parser.add_argument("--profile", choices=("exact", "compact", "precise"), help="default: exact")
     parser.add_argument("--engine", default="hint", choices=("hint", "tenseal"))
     parser.add_argument("--stride", type=int, help="a power of two; default by dimension")
-    _add_key(parser)
-    _add_server(parser)
+    add_key(parser)
+    add_server(parser)
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    key = _key(arguments)
-    with _client(arguments) as client:
+    key = load_key(arguments)
+    with connect(arguments) as client:
         client.create_collection(
             arguments.name,
             dim=arguments.dim,
@@ -153,11 +163,11 @@ def add_info(subparsers: Subparsers) -> None:
         subparsers, "info", _info, "what the server knows of its collections", "--server 127.0.0.1:50051 --insecure"
     )
     parser.add_argument("name", nargs="?", help="default: all collections")
-    _add_server(parser)
+    add_server(parser)
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    with _client(arguments) as client:
+    with connect(arguments) as client:
         found = [client.describe(arguments.name)] if arguments.name else client.list_collections()
     lines = [
         f"{c.name}: {c.engine} {c.profile} dim={c.dim} stride={c.stride} version={c.version} "
@@ -172,11 +182,11 @@ def add_drop(subparsers: Subparsers) -> None:
         subparsers, "drop", _drop, "delete a collection with all its rows", "notes --server 127.0.0.1:50051 --insecure"
     )
     parser.add_argument("name")
-    _add_server(parser)
+    add_server(parser)
 
 
 def _drop(arguments: argparse.Namespace) -> int:
-    with _client(arguments) as client:
+    with connect(arguments) as client:
         client.drop_collection(arguments.name)
     return report(arguments, {"dropped": arguments.name}, f"dropped {arguments.name}")
 
@@ -187,24 +197,34 @@ def add_insert(subparsers: Subparsers) -> None:
         subparsers, "insert", _insert, "encrypt rows and store them",
         "notes vectors.npy --ids ids.txt --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
+    add_rows(parser)
+    add_key(parser)
+    add_server(parser)
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name")
     parser.add_argument("file", type=Path, help=".npy, .npz, .csv or .parquet; see the README for their columns")
     parser.add_argument("--ids", type=Path, help="a text file with one id a line")
     parser.add_argument("--payloads", type=Path, help="a text file with one payload a line")
-    _add_key(parser)
-    _add_server(parser)
 
 
-def _insert(arguments: argparse.Namespace) -> int:
+def read_rows(arguments: argparse.Namespace) -> tuple[list[RowId], NDArray[Any], list[str | None] | None]:
+    """ids, vectors and payloads, from what `add_rows` added."""
     table = read_table(arguments.file)
     ids: list[RowId] | None = parse_ids(read_lines(arguments.ids)) if arguments.ids else table.ids
     payloads: list[str | None] | None = [*read_lines(arguments.payloads)] if arguments.payloads else table.payloads
     if ids is None:
         raise InvalidInput(f"ids: {arguments.file} has none; give --ids FILE with one id a line")
-    key = _key(arguments)
-    with _client(arguments) as client:
+    return ids, table.vectors, payloads
+
+
+def _insert(arguments: argparse.Namespace) -> int:
+    rows = read_rows(arguments)
+    key = load_key(arguments)
+    with connect(arguments) as client:
         collection = client.open_collection(arguments.name, key=key)
-        inserted = collection.insert(ids, table.vectors, payloads)
+        inserted = collection.insert(*rows)
         count = collection.count()
     return report(arguments, {"inserted": inserted, "count": count}, f"inserted {inserted} rows; {count} in all")
 
@@ -217,14 +237,14 @@ def add_search(subparsers: Subparsers) -> None:
     parser.add_argument("name")
     parser.add_argument("file", type=Path, help="one query (d,) or several (B, d): .npy, .npz, .csv or .parquet")
     parser.add_argument("-k", type=int, default=10, help="hits for each query (default 10)")
-    _add_key(parser)
-    _add_server(parser)
+    add_key(parser)
+    add_server(parser)
 
 
 def _search(arguments: argparse.Namespace) -> int:
     queries = np.atleast_2d(read_table(arguments.file).vectors)
-    key = _key(arguments)
-    with _client(arguments) as client:
+    key = load_key(arguments)
+    with connect(arguments) as client:
         found: list[list[Hit]] = client.open_collection(arguments.name, key=key).search(queries, k=arguments.k)
     fields = {"hits": [[_plain(hit) for hit in hits] for hits in found]}
     lines = []
@@ -246,13 +266,13 @@ def add_delete(subparsers: Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument("name")
     parser.add_argument("ids", nargs="+", help="integers (17) or texts (017, abc)")
-    _add_key(parser)
-    _add_server(parser)
+    add_key(parser)
+    add_server(parser)
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    key = _key(arguments)
-    with _client(arguments) as client:
+    key = load_key(arguments)
+    with connect(arguments) as client:
         collection = client.open_collection(arguments.name, key=key)
         deleted = collection.delete(parse_ids(arguments.ids))
         count = collection.count()

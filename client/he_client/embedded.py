@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from he_engine.errors import HesearchError
+from he_engine.errors import HesearchError, Unavailable
 from he_proto.status import error_from_status, status_of
 from he_server.config import ServerConfig
 from he_server.service import LocalCall, Service
 
 _MEMORY = Path("/dev/shm")
+ATTEMPTS = 4  #: files or memory may be scarce for a moment
 
 
 class EmbeddedTransport:
@@ -30,7 +31,13 @@ class EmbeddedTransport:
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="hesearch-", dir=_MEMORY if _MEMORY.is_dir() else None))
             self._forget = weakref.finalize(self, _remove, folder, os.getpid())  # also when the interpreter ends
-        self._service = Service(ServerConfig(data=folder))
+        self._closed = False
+        everybody = 1 << 30  # whoever calls is this process, which knows best
+        self._service = Service(ServerConfig(data=folder, max_scans=everybody, max_inflight_bytes=everybody << 20))
+
+    @property
+    def attempts(self) -> int:
+        return 1 if self._closed else ATTEMPTS
 
     def call(self, method: str, request: Any, *, timeout_s: float) -> Any:  # noqa: ARG002  nothing to wait for
         try:
@@ -45,10 +52,13 @@ class EmbeddedTransport:
             raise _as_a_client_sees(error) from None
 
     def _method(self, name: str) -> Any:
-        """CreateCollection → create_collection."""
+        """CreateCollection → create_collection. Raises Unavailable after `close`."""
+        if self._closed:
+            raise Unavailable("this client is closed")
         return getattr(self._service, re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower())
 
     def close(self) -> None:
+        self._closed = True
         self._service.close()
         self._forget()
 

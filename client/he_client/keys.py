@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,8 @@ from he_engine.keys import KEY_BYTES, RootKey
 FORMAT = "hesearch collection key"
 VERSION = 1
 ITERATIONS, MEMORY_KIB, LANES = 3, 65536, 4
-MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_LANES = 64, 1 << 20, 64  #: a hostile file must not exhaust the reader
+MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_LANES = 16, 1 << 18, 16  #: a hostile file must not exhaust the reader
+MAX_FILE_BYTES = 1 << 16
 
 
 class CollectionKey(RootKey):
@@ -46,16 +48,16 @@ class CollectionKey(RootKey):
             raise InvalidInput("this key is closed")
         if not passphrase:
             raise InvalidInput("passphrase: got an empty one; the key file would protect nothing")
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "kdf": {"name": "argon2id", "iterations": ITERATIONS, "memory_kib": MEMORY_KIB, "lanes": LANES},
             "salt": secrets.token_hex(16),
             "nonce": secrets.token_hex(12),
         }
-        wrapping = _stretch(header, passphrase)
-        nonce = bytes.fromhex(str(header["nonce"]))
-        sealed = AESGCM(wrapping).encrypt(nonce, bytes(self._root), _canonical(header))
+        sealed = _cipher(header, passphrase).encrypt(
+            bytes.fromhex(header["nonce"]), bytes(self._root), _canonical(header)
+        )
         _write_new(target, json.dumps({**header, "sealed": sealed.hex()}, indent=1) + "\n")
 
     @classmethod
@@ -63,37 +65,81 @@ class CollectionKey(RootKey):
         """Raises NotFound, FormatVersionError for a file that is not one of ours, WrongKeyError."""
         source = Path(path)
         try:
-            raw = source.read_bytes()[: 1 << 16]
+            with source.open("rb") as file:
+                raw = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise NotFound(f"key file {source}: {error.strerror}") from None
         try:
-            fields = json.loads(raw)
-            sealed = bytes.fromhex(fields.pop("sealed"))
-            nonce = bytes.fromhex(fields["nonce"])
-            if fields["format"] != FORMAT or fields["version"] != VERSION or len(nonce) != 12:
-                raise ValueError
-            wrapping = _stretch(fields, passphrase)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError):
-            raise FormatVersionError(f"{source}: not a hesearch key file of version {VERSION}") from None
+            sealed = SealedKey.parse(raw)
+        except FormatVersionError as error:
+            raise FormatVersionError(f"{source}: {error}") from None
         try:
-            root = AESGCM(wrapping).decrypt(nonce, sealed, _canonical(fields))
+            return cls(sealed.open(passphrase))
         except InvalidTag:
             raise WrongKeyError(f"{source}: wrong passphrase, or the file was altered") from None
-        return cls(root)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class SealedKey:
+    """What a key file holds, checked, not yet opened."""
+
+    header: dict[str, Any]
+    sealed: bytes
+
+    @classmethod
+    def parse(cls, raw: bytes) -> SealedKey:
+        """Checks every field, and that there are no others; stretches nothing. Raises FormatVersionError."""
+        try:
+            if len(raw) > MAX_FILE_BYTES:
+                raise ValueError
+            header = json.loads(raw.decode())
+            sealed = bytes.fromhex(header.pop("sealed"))
+            kdf, salt = header["kdf"], bytes.fromhex(header["salt"])
+            iterations, memory_kib, lanes = (_integer(kdf[name]) for name in ("iterations", "memory_kib", "lanes"))
+            right = (
+                header.keys() == {"format", "version", "kdf", "salt", "nonce"}
+                and (header["format"], _integer(header["version"])) == (FORMAT, VERSION)
+                and kdf.keys() == {"name", "iterations", "memory_kib", "lanes"}
+                and kdf["name"] == "argon2id"
+                and 1 <= iterations <= MAX_ITERATIONS
+                and 1 <= lanes <= MAX_LANES
+                and 8 * lanes <= memory_kib <= MAX_MEMORY_KIB
+                and len(salt) == 16
+                and len(bytes.fromhex(header["nonce"])) == 12
+                and len(sealed) == KEY_BYTES + 16
+            )
+            if not right:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise FormatVersionError(f"not a hesearch key file of version {VERSION}") from None
+        return cls(header, sealed)
+
+    def open(self, passphrase: str) -> bytes:
+        """The root key. Raises InvalidTag for another passphrase, or where a byte was altered."""
+        nonce = bytes.fromhex(self.header["nonce"])
+        return _cipher(self.header, passphrase).decrypt(nonce, self.sealed, _canonical(self.header))
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError
+    return value
 
 
 def _canonical(header: dict[str, Any]) -> bytes:
     return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _stretch(header: dict[str, Any], passphrase: str) -> bytes:
+def _cipher(header: dict[str, Any], passphrase: str) -> AESGCM:
     kdf = header["kdf"]
-    iterations, memory, lanes = int(kdf["iterations"]), int(kdf["memory_kib"]), int(kdf["lanes"])
-    if kdf["name"] != "argon2id" or iterations > MAX_ITERATIONS or memory > MAX_MEMORY_KIB or lanes > MAX_LANES:
-        raise ValueError
-    return Argon2id(
-        salt=bytes.fromhex(header["salt"]), length=32, iterations=iterations, lanes=lanes, memory_cost=memory
-    ).derive(passphrase.encode())
+    stretched = Argon2id(
+        salt=bytes.fromhex(header["salt"]),
+        length=32,
+        iterations=kdf["iterations"],
+        lanes=kdf["lanes"],
+        memory_cost=kdf["memory_kib"],
+    )
+    return AESGCM(stretched.derive(passphrase.encode("utf-8", "surrogatepass")))
 
 
 def _write_new(target: Path, text: str) -> None:

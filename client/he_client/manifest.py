@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from he_client.metrics import Space
@@ -15,6 +16,8 @@ from he_proto.v1 import hesearch_pb2 as pb
 PURPOSE = "manifest"
 EPOCH = 0
 MAX_ANCESTORS = 256
+
+Entries = list[pb.SegmentEntry]
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -77,6 +80,23 @@ class Manifest:
             )
 
 
+def without_rows(entries: Iterable[pb.SegmentEntry], gone: Mapping[bytes, Iterable[int]]) -> Entries:
+    """The entries with more rows marked as deleted, by segment id; without those that have no row left."""
+    kept = []
+    for entry in entries:
+        if entry.segment_id in gone:
+            deleted = sorted({*entry.deleted_rows, *gone[entry.segment_id]})
+            if len(deleted) == entry.rows:
+                continue
+            changed = pb.SegmentEntry()
+            changed.CopyFrom(entry)
+            del changed.deleted_rows[:]
+            changed.deleted_rows.extend(deleted)
+            entry = changed
+        kept.append(entry)
+    return kept
+
+
 def _aad(name: str, collection_id: bytes, version: int) -> bytes:
     return length_prefixed(PURPOSE, name, collection_id, EPOCH, version)
 
@@ -94,7 +114,8 @@ def open_manifest(key: RootKey, name: str, response: pb.ReadManifestResponse) ->
         plain = unseal(key, PURPOSE, aad, response.sealed_manifest)
     except TamperedDataError:
         raise WrongKeyError(
-            "manifest: this key does not open the collection (or the server altered the manifest)"
+            "manifest: this key does not open the collection (it may have been resealed under a new key since, or the "
+            "server altered the manifest)"
         ) from None
     message = pb.Manifest.FromString(plain)
     if message.format_version != wire.FORMAT_VERSION:

@@ -39,6 +39,54 @@ class SearchReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompactReport:
+    """What a compaction did."""
+
+    segments_before: int
+    segments_after: int  #: with those that others added meanwhile
+    rewritten: int  #: segments that were taken up into new ones
+    rows: int  #: encrypted anew
+    dropped_rows: int  #: deleted ones whose ciphertexts are gone
+    freed_bytes: int  #: stored parts of the old segments less those of the new ones; can be negative by a little
+    commits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveReport:
+    """What was exported or imported."""
+
+    name: str
+    version: int  #: of the manifest
+    segments: int
+    archive_bytes: int
+    existed: int = 0  #: segments that the server had before the import
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResealReport:
+    """A collection under its new key."""
+
+    version: int  #: of the manifest that switched to it
+    segments: int
+    rows: int
+    made: int  #: segments encrypted by this call, those included that others have replaced since
+    reused: int  #: segments that an earlier, interrupted call had stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairReport:
+    """What is damaged in a collection, and whether it was repaired."""
+
+    version: int  #: of the manifest: the examined one, or the one that the repair committed
+    segments: int  #: examined
+    damaged: int  #: segments of which the server lacks some bytes, or has wrong ones
+    lost_rows: int  #: live rows that nobody can read any more
+    lost_ids: list[RowId]  #: of those, where they are known
+    lost_payloads: int  #: of rows that are not lost
+    repaired: bool  #: committed: damaged segments were replaced by what could be read of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionInfo:
     """What the server can say of a collection: it knows no ids, rows, metric or key."""
 

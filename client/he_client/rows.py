@@ -1,4 +1,5 @@
-"""Row tables: which id each row of a segment has, and what else a client must know of it. Sealed at rest."""
+"""Row tables: which id each row of a segment has, and what else a client must know of it, sealed at rest. Ids and
+payloads, checked and encoded; whole rows, decrypted."""
 
 from __future__ import annotations
 
@@ -68,6 +69,27 @@ class RowTable:
             seed=table.seed,
             payload_salt=table.payload_salt,
             payload_lengths=np.array(table.payload_lengths, np.uint64),
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Rows:
+    """Rows as they are stored, decrypted: what it takes to encrypt the same ones again."""
+
+    ids: list[RowId]
+    encoded: NDArray[Any]  #: (n, d), from the engine's `decrypt`
+    squares: NDArray[np.float64] | None  #: as in the row table
+    payloads: list[bytes | None]  #: as `encode_payloads` makes them
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """All of one collection, at least one; end to end."""
+        squares = [p.squares for p in parts if p.squares is not None]
+        return cls(
+            ids=[i for p in parts for i in p.ids],
+            encoded=np.concatenate([p.encoded for p in parts]),
+            squares=np.concatenate(squares) if squares else None,
+            payloads=[payload for p in parts for payload in p.payloads],
         )
 
 

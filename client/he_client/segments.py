@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 
 from he_client.cache import PartCache
 from he_client.metrics import Space
+from he_client.parts import PartReader, part_of
 from he_client.results import Payload, RowId
-from he_client.rows import RowTable, decode_payload
+from he_client.rows import Rows, RowTable, decode_payload
 from he_client.transport import Remote
 from he_engine.engine import Advance, Buffer, ClientEngine, EncryptedRows
-from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.sealing import seal, seal_records, unseal, unseal_record
 from he_proto import wire
@@ -47,9 +46,6 @@ class Segment:
     def id(self) -> bytes:
         return self.entry.segment_id
 
-    def part(self, kind: pb.PartKind) -> pb.Part | None:
-        return next((p for p in self.entry.parts if p.kind == kind), None)
-
 
 class SegmentStore:
     """The segments of one collection, on a server, under a key."""
@@ -65,6 +61,7 @@ class SegmentStore:
         direct_payloads: bool,
     ) -> None:
         self._remote = remote
+        self._parts = PartReader(remote, cache)
         self._id = collection_id
         self._key = key
         self._engine = engine
@@ -86,6 +83,20 @@ class SegmentStore:
         """Encrypt one segment; nothing is sent."""
         encrypted = self._engine.setup(vectors, advance)
         squares = self._engine.row_squares(vectors) if self._space.needs_squares else None
+        return self._pack(encrypted, ids, squares, payloads)
+
+    def build_again(self, rows: Rows, advance: Advance) -> tuple[Segment, Contents]:
+        """The same for rows that were stored before: fresh seed, fresh seals; nothing is sent."""
+        encrypted = self._engine.setup_encoded(rows.encoded, advance)
+        return self._pack(encrypted, rows.ids, rows.squares, rows.payloads)
+
+    def _pack(
+        self,
+        encrypted: EncryptedRows,
+        ids: list[RowId],
+        squares: NDArray[np.float64] | None,
+        payloads: list[bytes | None] | None,
+    ) -> tuple[Segment, Contents]:
         salt, sealed = self._seal_payloads(payloads)
         lengths = np.array([len(s) for s in sealed], np.uint64)
         table = RowTable(ids, squares, encrypted.seed, salt, lengths)
@@ -132,22 +143,44 @@ class SegmentStore:
     # ---- reading ---------------------------------------------------------------------------------------
     def open(self, entry: pb.SegmentEntry) -> Segment:
         """Fetch and check what recovery needs. Raises TamperedDataError or ResidueError."""
-        parts = {part.kind: part for part in entry.parts}
-        raw_table = unseal(self._key, ROWS, self._aad(ROWS), self._fetch(entry, parts.get(pb.PART_KIND_ROWS)))
-        table = RowTable.parse(raw_table, entry.rows)
-        fingerprint = b""
-        if pb.PART_KIND_FINGERPRINT in parts:
-            sealed = self._fetch(entry, parts[pb.PART_KIND_FINGERPRINT])
-            fingerprint = unseal(self._key, FINGERPRINT, self._aad(FINGERPRINT), sealed)
+        table = self.table(entry)
+        fingerprint = self._parts.fetch(entry, pb.PART_KIND_FINGERPRINT)
+        if fingerprint:
+            fingerprint = unseal(self._key, FINGERPRINT, self._aad(FINGERPRINT), fingerprint)
         encrypted = EncryptedRows(
             rows=entry.rows,
             blocks=entry.blocks,
             index=b"",
-            hint=self._fetch(entry, parts.get(pb.PART_KIND_HINT)),
+            hint=self._parts.fetch(entry, pb.PART_KIND_HINT),
             seed=table.seed,
             fingerprint=fingerprint,
         )
         return Segment(entry, table, self._engine.load(encrypted))
+
+    def table(self, entry: pb.SegmentEntry) -> RowTable:
+        """Fetch and check the row table alone. Raises TamperedDataError."""
+        sealed = self._parts.fetch(entry, pb.PART_KIND_ROWS)
+        return RowTable.parse(unseal(self._key, ROWS, self._aad(ROWS), sealed), entry.rows)
+
+    def rows(self, segment: Segment, kept: NDArray[np.intp]) -> Rows:
+        """The rows with these numbers, decrypted. Downloads the whole index and the whole payload column.
+
+        Raises TamperedDataError, NotFound (the segment was retired), Unavailable.
+        """
+        index = self._parts.download(segment.entry, pb.PART_KIND_INDEX)
+        return self.rows_of(segment, kept, index, self._parts.fetch(segment.entry, pb.PART_KIND_PAYLOADS))
+
+    def rows_of(self, segment: Segment, kept: NDArray[np.intp], index: Buffer, payloads: Buffer) -> Rows:
+        """The same from these two parts, which match their digests. Raises TamperedDataError."""
+        encoded = self._engine.decrypt(segment.engine, index)
+        column = memoryview(payloads)
+        squares = segment.table.squares
+        return Rows(
+            ids=[segment.table.ids[row] for row in kept],
+            encoded=encoded if len(kept) == len(encoded) else encoded[kept],
+            squares=None if squares is None else squares[kept],
+            payloads=[self._unsealed(segment, int(row), column) for row in kept],
+        )
 
     def needed_bytes(self, entry: pb.SegmentEntry) -> int:
         """Of the parts that `open` reads."""
@@ -163,66 +196,33 @@ class SegmentStore:
         for part in segment.entry.parts:
             self._cache.forget(part.sha256)
 
-    def _fetch(self, entry: pb.SegmentEntry, part: pb.Part | None, *, keep: bool = False) -> bytes:
-        """A whole part, from the cache or the server, checked against its digest."""
-        if part is None:
-            return b""
-        cached = self._cache.get(part.sha256)
-        if cached is not None:
-            return cached
-        content = self._read(entry, part.kind, 0, part.length_bytes)
-        if hashlib.sha256(content).digest() != part.sha256:
-            raise TamperedDataError(
-                f"segment {entry.segment_id.hex()[:16]}: the server's {wire.part_name(part.kind)} part does not "
-                "match its digest"
-            )
-        self._cache.put(part.sha256, content, keep=keep)
-        return content
-
-    def _read(self, entry: pb.SegmentEntry, kind: pb.PartKind, offset: int, length: int) -> bytes:
-        request = pb.ReadSegmentPartRequest(
-            context=self._remote.context,
-            segment_id=entry.segment_id,
-            kind=kind,
-            offset_bytes=offset,
-            length_bytes=length,
-        )
-
-        def receive(responses: Iterator[pb.ReadSegmentPartResponse]) -> bytes:
-            content = bytearray()
-            for response in responses:
-                content += response.chunk
-                if len(content) > length:
-                    break
-            if len(content) != length:
-                raise TamperedDataError(f"segment part: got {len(content)} bytes, expected {length}")
-            return bytes(content)
-
-        return self._remote.stream("ReadSegmentPart", request, receive)
-
     def payload(self, segment: Segment, row: int, columns: Mapping[bytes, bytes]) -> Payload | None:
         """The payload of one row.
 
         From `columns`, what `fetch_payloads` gave, so that the server cannot tell which row was found; `direct`
         fetches the one record, and the server can.
         """
-        part = segment.part(pb.PART_KIND_PAYLOADS)
-        if part is None or not segment.table.payload_lengths[row]:
+        found = self._unsealed(segment, row, None if self._direct else memoryview(columns.get(segment.id, b"")))
+        return None if found is None else decode_payload(found)
+
+    def _unsealed(self, segment: Segment, row: int, column: memoryview | None) -> bytes | None:
+        """One payload with its type in the first byte; `column` None: fetched alone. Raises TamperedDataError."""
+        if part_of(segment.entry, pb.PART_KIND_PAYLOADS) is None or not segment.table.payload_lengths[row]:
             return None
         start, end = int(segment.offsets[row]), int(segment.offsets[row + 1])
-        if self._direct:
-            record = self._read(segment.entry, pb.PART_KIND_PAYLOADS, start, end - start)
+        if column is None:
+            record: Buffer = self._parts.read(segment.entry, pb.PART_KIND_PAYLOADS, start, end - start)
         else:
-            record = columns[segment.id][start:end]
+            record = column[start:end]
         salt = segment.table.payload_salt
-        return decode_payload(unseal_record(self._key, PAYLOADS, self._aad(PAYLOADS), salt, row, record))
+        return unseal_record(self._key, PAYLOADS, self._aad(PAYLOADS), salt, row, record)
 
     def fetch_payloads(self, segments: Sequence[Segment]) -> dict[bytes, bytes]:
         """All payload columns by segment id, before anything is found: which ones are wanted must not show, not even
         where another thread meanwhile forgets the segment. None if `direct`."""
         if self._direct:
             return {}
-        return {s.id: self._fetch(s.entry, s.part(pb.PART_KIND_PAYLOADS), keep=True) for s in segments}
+        return {s.id: self._parts.fetch(s.entry, pb.PART_KIND_PAYLOADS, keep=True) for s in segments}
 
 
 def split(rows: int, engine: ClientEngine, target_bytes: int) -> Iterator[slice]:

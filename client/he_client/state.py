@@ -7,22 +7,19 @@ response can never be adopted after a newer one. Searches take `current`, an imm
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 
-from he_client.manifest import Manifest, open_manifest, seal_manifest
+from he_client.manifest import Entries, Manifest, open_manifest, seal_manifest
 from he_client.progress import progress_bar
 from he_client.results import RowId
 from he_client.segments import Segment, SegmentStore
-from he_client.transport import ATTEMPTS, FIRST_PAUSE_S, Remote
+from he_client.transport import Remote
 from he_engine.errors import Conflict, InvalidInput, NotFound, TamperedDataError, Unavailable
 from he_engine.keys import RootKey
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 
 MAX_REBASES = 16
-
-Entries = list[pb.SegmentEntry]
 
 
 class State:
@@ -49,6 +46,14 @@ class State:
     def position(self, row_id: RowId) -> tuple[bytes, int] | None:
         """(segment id, row) of a live id."""
         return self._positions.get(row_id)
+
+    def places(self, row_ids: Iterable[RowId]) -> dict[bytes, list[int]]:
+        """The rows that have these ids and live, by segment."""
+        found: dict[bytes, list[int]] = {}
+        for row_id in row_ids:
+            if (place := self.position(row_id)) is not None:
+                found.setdefault(place[0], []).append(place[1])
+        return found
 
     def refresh(self, built: dict[bytes, Segment] | None = None) -> None:
         """Read the current manifest and open it. Raises RollbackError unless it extends what was seen, NotFound
@@ -78,9 +83,9 @@ class State:
         MAX_REBASES lost races, Unavailable.
         """
         tried: set[bytes] = set()
-        failures = 0
+        repeats, rebases = self._remote.repeats(), 0
         with self._lock:
-            for _ in range(MAX_REBASES):
+            while rebases < MAX_REBASES:
                 base = self.manifest
                 if tried & {base.sha256, *base.message.ancestors_sha256}:
                     return None  # an earlier attempt was committed although its reply was lost
@@ -101,10 +106,9 @@ class State:
                 except (Conflict, Unavailable) as error:
                     tried.add(manifest.sha256)
                     if isinstance(error, Unavailable):
-                        failures += 1
-                        if failures == ATTEMPTS:
-                            raise
-                        time.sleep(FIRST_PAUSE_S * 2**failures)
+                        repeats.pause(error)
+                    else:
+                        rebases += 1
                     self.refresh(built)
         raise Conflict(f"collection {self._name!r}: {MAX_REBASES} commits by others came first; try again")
 

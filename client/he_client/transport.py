@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from he_engine.errors import HesearchError, Unavailable
+from he_engine.errors import HesearchError, InvalidInput, LimitExceeded, Unavailable
 from he_proto import wire
 from he_proto.status import ERROR_METADATA, error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
@@ -22,8 +24,23 @@ from he_proto.v1 import hesearch_pb2_grpc
 
 T = TypeVar("T")
 
-ATTEMPTS = 4
+#: Attempts with about half a minute of pauses: longer than a server takes to start again.
+ATTEMPTS = 34
+FIRST_ATTEMPTS = 6  #: two and a half seconds, while nothing has come from the server yet: its address may be wrong
 FIRST_PAUSE_S = 0.1
+MAX_PAUSE_S = 1.0
+REQUEST_ID_METADATA = "x-request-id"  #: of one attempt; the server's log has it, too
+
+#: Of our channels. gRPC's own pauses between attempts to connect grow to two minutes; and without pings it notices
+#: only at a call's deadline that the way to the server is cut.
+_OPTIONS = (
+    *wire.CHANNEL_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # the limit of one attempt to connect, handshake and all
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
 
 
 class Transport(Protocol):
@@ -33,25 +50,60 @@ class Transport(Protocol):
     def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:
         """Responses as they come; closing the iterator cancels the call."""
 
+    @property
+    def attempts(self) -> int:
+        """How often a call is made while the server is Unavailable."""
+
     def close(self) -> None: ...
 
 
-class GrpcTransport:
-    """One channel. TLS with the system's roots unless `insecure`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """How a channel is secured; the PEM files' paths. Raises InvalidInput for what does not go together."""
 
-    def __init__(self, address: str, *, insecure: bool) -> None:
-        self._address, self._insecure = address, insecure
-        options = list(wire.CHANNEL_OPTIONS)
-        self._channel = (
-            grpc.insecure_channel(address, options)
-            if insecure
-            else grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
-        )
+    insecure: bool = False  #: no TLS
+    ca: str = ""  #: authorities that may have signed the server's certificate; empty: the system's
+    cert: str = ""  #: this client's certificate
+    key: str = ""  #: and its private key, unencrypted
+
+    def __post_init__(self) -> None:
+        if self.insecure and (self.ca or self.cert or self.key):
+            raise InvalidInput("insecure: got it with ca, cert or key, expected no TLS or TLS")
+        if bool(self.cert) is not bool(self.key):
+            raise InvalidInput("cert, key: got one of the two, expected both or none")
+
+    def channel(self, address: str) -> grpc.Channel:
+        if self.insecure:
+            return grpc.insecure_channel(address, _OPTIONS)
+        files = [_pem(field, getattr(self, field)) for field in ("ca", "key", "cert")]
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(*files), _OPTIONS)
+
+
+def _pem(field: str, path: str) -> bytes | None:
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError as error:
+        raise InvalidInput(f"{field}: {path} cannot be read: {error.strerror}") from None
+
+
+class GrpcTransport:
+    """One channel. Raises InvalidInput (a file of `security` that cannot be read)."""
+
+    def __init__(self, address: str, security: Security) -> None:
+        self._address, self._insecure = address, security.insecure
+        self._channel = security.channel(address)
         self._stub = hesearch_pb2_grpc.HeSearchStub(self._channel)  # type: ignore[no-untyped-call]
+        self._reached = self._closed = False
+
+    @property
+    def attempts(self) -> int:
+        return 1 if self._closed else ATTEMPTS if self._reached else FIRST_ATTEMPTS
 
     def call(self, method: str, request: Any, *, timeout_s: float) -> Any:
         try:
-            return getattr(self._stub, method)(request, timeout=timeout_s)
+            response = getattr(self._stub, method)(request, timeout=timeout_s, metadata=_metadata())
+            self._reached = True
+            return response
         except grpc.RpcError as error:
             raise self._readable(error) from None
         except ValueError:
@@ -59,11 +111,13 @@ class GrpcTransport:
 
     def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:
         try:
-            call = getattr(self._stub, method)(request, timeout=timeout_s)
+            call = getattr(self._stub, method)(request, timeout=timeout_s, metadata=_metadata())
         except ValueError:
             raise Unavailable("this client is closed") from None
         try:
-            yield from call
+            for response in call:
+                self._reached = True
+                yield response
         except grpc.RpcError as error:
             raise self._readable(error) from None
         finally:
@@ -71,14 +125,50 @@ class GrpcTransport:
 
     def _readable(self, error: Any) -> HesearchError:
         """Our own errors as they are; a connection that gRPC could not make in words that help."""
+        code, details = error.code(), error.details() or ""
         ours = any(key == ERROR_METADATA for key, _ in error.trailing_metadata() or ())
-        if error.code() is not grpc.StatusCode.UNAVAILABLE or ours:
+        self._reached = self._reached or ours or code is grpc.StatusCode.RESOURCE_EXHAUSTED  # gRPC there says so
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not ours and "larger than max" in details:
+            return LimitExceeded("a message is larger than the server, or this client, admits")
+        if code is not grpc.StatusCode.UNAVAILABLE or ours:
             return error_from_rpc(error)
-        hint = "" if self._insecure else "; this version's servers speak no TLS: give insecure=True (--insecure)"
+        hint = ""
+        if "handshake" in details.lower():
+            hint = "; the TLS handshake failed: does the server speak TLS, and does ca (--ca) name its authority?"
+        elif not self._insecure:
+            hint = "; a server without TLS needs insecure=True (--insecure)"
         return Unavailable(f"no answer from {self._address}; is `hesearch serve` running there?{hint}")
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
+
+
+def _metadata() -> tuple[tuple[str, str]]:
+    return ((REQUEST_ID_METADATA, uuid.uuid4().hex),)
+
+
+class Repeats:
+    """The pauses of one call: they double from 0.1 to 1 s, with jitter, `transport.attempts` − 1 of them at most, and
+    none goes past the call's deadline."""
+
+    def __init__(self, transport: Transport, timeout_s: float) -> None:
+        self._transport = transport
+        self._end_s = time.monotonic() + timeout_s
+        self._failures = 0
+
+    @property
+    def left_s(self) -> float:
+        """Until the deadline."""
+        return max(0.0, self._end_s - time.monotonic())
+
+    def pause(self, error: Unavailable) -> None:
+        """Waits for the next attempt. Raises `error` where none is left."""
+        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**self._failures) * random.uniform(0.5, 1.5)
+        self._failures += 1
+        if self._failures >= self._transport.attempts or pause_s > self.left_s:
+            raise error
+        time.sleep(pause_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +187,17 @@ class Remote:
         """The same server, for this collection."""
         return replace(self, context=context)
 
+    def repeats(self) -> Repeats:
+        """For one call that begins now."""
+        return Repeats(self.transport, self.timeout_s)
+
     def once(self, method: str, request: Any) -> Any:
         """One response. For calls that must not be repeated blindly."""
         return self.transport.call(method, _message(request), timeout_s=self.timeout_s)
 
     def call(self, method: str, request: Any) -> Any:
         """One response; asked for again while the server is Unavailable."""
-        return self._repeated(lambda: self.once(method, request))
+        return self._repeated(lambda timeout_s: self.transport.call(method, _message(request), timeout_s=timeout_s))
 
     def stream(self, method: str, request: Any, receive: Callable[[Iterator[Any]], T]) -> T:
         """`receive(responses)`; again, with all responses from the first one, while the server is Unavailable.
@@ -111,25 +205,21 @@ class Remote:
         The call has ended when this returns or raises, whether or not all responses were taken.
         """
 
-        def attempt() -> T:
-            responses = self.transport.stream(method, _message(request), timeout_s=self.timeout_s)
+        def attempt(timeout_s: float) -> T:
+            responses = self.transport.stream(method, _message(request), timeout_s=timeout_s)
             with contextlib.closing(responses):
                 return receive(responses)
 
         return self._repeated(attempt)
 
-    def _repeated(self, action: Callable[[], T]) -> T:
-        """At most ATTEMPTS times, pauses doubling from 0.1 s with jitter, and never past `timeout_s` from now."""
-        end = time.monotonic() + self.timeout_s
-        for attempt in range(ATTEMPTS):
+    def _repeated(self, attempt: Callable[[float], T]) -> T:
+        """`attempt(seconds left)`, again and again as Repeats says."""
+        repeats = self.repeats()
+        while True:
             try:
-                return action()
-            except Unavailable:
-                pause = FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)
-                if attempt == ATTEMPTS - 1 or time.monotonic() + pause > end:
-                    raise
-                time.sleep(pause)
-        raise AssertionError("unreachable")
+                return attempt(repeats.left_s)
+            except Unavailable as error:
+                repeats.pause(error)
 
 
 def _message(request: Any) -> Any:

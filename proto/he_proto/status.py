@@ -31,6 +31,8 @@ _STATUS: dict[type[HesearchError], grpc.StatusCode] = {
     errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TamperedDataError: grpc.StatusCode.DATA_LOSS,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ReadOnlyError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MissingExtra: grpc.StatusCode.UNIMPLEMENTED,
 }
 _BY_NAME = {cls.__name__: cls for cls in _STATUS}
@@ -42,7 +44,7 @@ _BY_CODE: dict[grpc.StatusCode, type[HesearchError]] = {
     grpc.StatusCode.ABORTED: errors.Conflict,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FormatVersionError,
     grpc.StatusCode.UNIMPLEMENTED: errors.FormatVersionError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Unavailable,  # too many calls at this moment, not one too large
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,  # too many calls at this moment, not one too large
     grpc.StatusCode.DATA_LOSS: errors.TamperedDataError,
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.Unavailable,

@@ -18,6 +18,7 @@ from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
 from he_server.segment_file import Description, PartEntry
 
+MAX_VERSION = 1 << 48  #: of a manifest; above what any collection reaches, below what the catalogue can count
 _EMPTY_SHA256 = hashlib.sha256().digest()
 
 
@@ -53,12 +54,20 @@ class Checks:
     def new_collection(self, request: pb.CreateCollectionRequest, parameters: wire.PublicParameters) -> None:
         wire.check_collection_id(request.collection_id)
         at_most("dim", parameters.dim, self._config.max_dim)
-        self.manifest(request.sealed_manifest)
+        if not request.import_version:
+            self.manifest(request.sealed_manifest)
+        elif request.sealed_manifest:
+            raise InvalidInput("sealed_manifest: got one with import_version, expected it with the first commit")
+        elif request.import_version >= MAX_VERSION:
+            raise InvalidInput(f"import_version: got {request.import_version}, expected less than {MAX_VERSION}")
 
     def engine(self, engine: ServerEngine) -> None:
         """Whether a collection of such ciphertexts could ever be used here."""
         at_most("parameters: bytes in a query", engine.query_bytes, self._config.max_query_bytes)
         at_most("parameters: bytes in a block", engine.index_bytes_per_block, self._config.max_segment_bytes)
+
+    def collection(self, stored_bytes: int) -> None:
+        at_most("collection: bytes", stored_bytes, self._config.max_collection_bytes)
 
     def manifest(self, sealed: bytes) -> None:
         if not sealed:

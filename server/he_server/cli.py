@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import os
 import resource
 import signal
@@ -16,34 +15,35 @@ from typing import Any
 
 from he_engine.errors import HesearchError
 from he_proto.wire import FORMAT_VERSION
-from he_server.config import ServerConfig
-from he_server.grpc_server import GrpcServer, require_loopback
+from he_server import logs
+from he_server.config_file import add_flags, make_config, to_toml
+from he_server.grpc_server import GrpcServer
+from he_server.listening import require_listenable
+from he_server.observing import Observing
+from he_server.reload import reload
+from he_server.rekey import Rotator
 from he_server.service import Service
+from he_server.tls import require_tls_1_3
 from he_server.warming import Warmer
 
 _TEXT = "serve a folder of encrypted collections; the server holds no key and can decrypt nothing"
 _EXAMPLES = """examples:
-  hesearch serve --data /var/lib/hesearch --listen 127.0.0.1:50051 --insecure
+  hesearch serve --data ./data --listen 127.0.0.1:50051 --insecure
   hesearch serve --data ./data --listen 127.0.0.1:0 --insecure --json    (a free port, named on stdout)
+  hesearch serve --data /srv/hesearch --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key
+  hesearch serve --data /srv/hesearch --print-config > hesearch.toml     (every setting, with what it means)
+  hesearch serve --config hesearch.toml --threads 8                      (flags come before the file)
 
 Once it serves, it prints one line, `listening on HOST:PORT`, reads all indexes into memory and says on stderr how long
-that took. SIGTERM or SIGINT end it: running calls get --grace seconds, then it exits with 0.
-Until TLS is there, it serves on loopback only (--insecure)."""
+that took. SIGTERM or SIGINT end it: no new calls, running ones get --grace seconds, then it exits with 0. SIGHUP lets
+it read its certificate again. Without TLS (--insecure) it serves on loopback only."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the data folder; made if missing")
-    parser.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT", help="default: %(default)s")
-    parser.add_argument("--insecure", action="store_true", help="serve without TLS, on loopback only")
-    parser.add_argument("--threads", type=int, metavar="T", help="that compute answers; default: all cores")
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=10.0,
-        metavar="S",
-        help="seconds that running calls get at the end; default: %(default)s",
-    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of the settings below")
+    parser.add_argument("--print-config", action="store_true", help="print all settings as such a file, and end")
     parser.add_argument("--json", action="store_true", help='print {"listening": "HOST:PORT", …} instead')
+    add_flags(parser)
     parser.set_defaults(run=serve)
 
 
@@ -60,8 +60,8 @@ def add_serve_parser(subparsers: Any) -> None:
     )
 
 
-def _stop_signals() -> Callable[[], object]:
-    """From now on SIGTERM and SIGINT do nothing but end a call of what is returned.
+def _signals() -> Callable[[], int]:
+    """From now on SIGTERM, SIGINT and SIGHUP do nothing but end a call of what is returned, with their number.
 
     The interpreter's C handler writes their numbers to a pipe. A Python handler would not do: it runs only when
     this thread next executes Python, and a signal that another thread received does not wake it.
@@ -69,9 +69,9 @@ def _stop_signals() -> Callable[[], object]:
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    return lambda: os.read(told, 1)
+    return lambda: os.read(told, 1)[0]
 
 
 def _admit_open_files() -> None:
@@ -83,26 +83,27 @@ def _admit_open_files() -> None:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; 0 then, 1 where it could not start (with the reason on stderr)."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        threads = {} if arguments.threads is None else {"threads": arguments.threads}
-        config = ServerConfig(
-            data=arguments.data,
-            listen=arguments.listen,
-            insecure=arguments.insecure,
-            grace_s=arguments.grace,
-            **threads,
-        )
-        require_loopback(config.listen, insecure=config.insecure)  # before the folder is made
+        config = make_config(arguments.config, vars(arguments))
+        if arguments.print_config:
+            print(to_toml(config), end="")
+            return 0
+        logs.configure(config)
+        require_listenable(config)  # before the folder is made
+        if config.tls_cert:
+            require_tls_1_3()
         _admit_open_files()
-        wait_for_stop = _stop_signals()
-        with Service(config) as service:
-            server = GrpcServer(service)
+        next_signal = _signals()
+        with Observing(config) as observing, Service(config, observing.engine_maker) as service:
+            server = GrpcServer(service, observing.interceptors)
+            observing.serve_metrics(service)
+            sources = {"certificates": server.certificates.reload} if server.certificates else {}
             ready = {"listening": server.address, "format_version": FORMAT_VERSION}
             print(json.dumps(ready) if arguments.json else f"listening on {server.address}", flush=True)
-            with Warmer(service):
-                wait_for_stop()
-            server.stop(config.grace_s)
+            with Warmer(service), Rotator(service.store, config.data_key_days):
+                while next_signal() == signal.SIGHUP:
+                    reload(sources)
+                server.stop(config.grace_s)
     except HesearchError as error:
         print(f"hesearch serve: {error}", file=sys.stderr)
         return 1

@@ -1,62 +1,232 @@
-"""Everything that an operator may set, in one frozen object made by the command line (or by a test)."""
+"""Everything that an operator may set, in one frozen object made from a file and flags (or by a test)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from he_engine.engine import MAX_QUERIES
 from he_engine.errors import InvalidInput
 from he_engine.params import MAX_DIM
-from he_proto.wire import MAX_MANIFEST_BYTES
+from he_proto import wire
+from he_proto.chunks import CHUNK_BYTES
+
+_MESSAGE_SPARE_BYTES = 64 << 10  #: of the other fields beside a manifest or a chunk
+_ID_BYTES = 2 + wire.DIGEST_BYTES  #: of one live segment in a CommitManifest message
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def memory_bytes() -> int:
+    """That this process may have: the machine's, or its control group's where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return machine
+
+
+def _setting(group: str, doc: str, **rules: Any) -> dict[str, Any]:
+    """Metadata of a field. `least`: of a number; `choices`: of a text."""
+    return {"group": group, "doc": doc, **rules}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Where the data is, what is listened on, and the limits. Raises InvalidInput for one that makes no sense.
+    """Where the data is, what is listened on, and the limits. Each field's doc is what `--help` and `--print-config`
+    say of it. Raises InvalidInput for values that make no sense.
 
-    Memory per Answer call is at most max_query_bytes for the queries (and one query more while they come), plus 8 MiB
-    a thread of answers and those of one unit for 8 queries: see he_server.scan.
-
-    Health checks and reflection have threads of their own, so they are answered while all `calls` are taken. What
+    Health checks and reflection have threads of their own, so they are answered while all places are taken. What
     idle_s does not bound: a client that sends a little now and then, and one that announces a call of a single
     message and never sends it. Both hold one of the threads until their deadline or their connection ends.
     """
 
-    data: Path  #: folder of one server; made if it is not there
-    listen: str = "127.0.0.1:50051"  #: host:port; port 0 takes a free one
-    insecure: bool = False  #: plaintext, and then on loopback only
-    threads: int = field(default_factory=_cores)  #: that compute answers
-    calls: int = 64  #: served at the same time; as many again wait for a place, more are refused as Unavailable
-    wait_s: float = 10.0  #: for a place; then Unavailable, too
-    idle_s: float = 30.0  #: a call whose client neither sends nor takes the next message for so long is cancelled
-    target: str = ""  #: instruction set of the kernels; empty: the best that this machine has
-    grace_s: float = 10.0  #: for running calls, when stopping
-    orphan_age_s: float = 24 * 3600.0  #: segments that were not committed are deleted after that
+    data: Path = field(metadata=_setting("where", "folder of one server; made if it is not there"))
+    listen: str = field(default="127.0.0.1:50051", metadata=_setting("where", "host:port; port 0 takes a free one"))
+    insecure: bool = field(default=False, metadata=_setting("where", "no TLS, and then on loopback only"))
+    tls_cert: str = field(
+        default="",
+        metadata=_setting("where", "PEM file: the server's certificate and those between it and its authority"),
+    )
+    tls_key: str = field(default="", metadata=_setting("where", "PEM file: the certificate's private key, unencrypted"))
+    tls_client_ca: str = field(
+        default="",
+        metadata=_setting("where", "PEM file: authorities, one of which must have signed a client's certificate"),
+    )
 
-    max_dim: int = MAX_DIM
-    max_queries: int = MAX_QUERIES  #: in one Answer call
-    max_query_bytes: int = 256 << 20  #: of one Answer call, all its queries
-    max_segment_bytes: int = 1 << 30  #: of one segment, all its parts
-    max_manifest_bytes: int = MAX_MANIFEST_BYTES
-    max_segments: int = 100_000  #: live ones, in one manifest
-    max_collections: int = 10_000
+    kek: str = field(
+        default="",
+        metadata=_setting(
+            "data at rest",
+            "key that seals the data folder: file:PATH, passphrase:FILE or exec:COMMAND; empty: not sealed",
+        ),
+    )
+    previous_kek: str = field(
+        default="", metadata=_setting("data at rest", "the key before this one, for the start at which it is replaced")
+    )
+    data_key_days: float = field(
+        default=0.0,
+        metadata=_setting("data at rest", "collections get a new data key when theirs is so old; 0: never", least=0),
+    )
+    index_memory_bytes: int = field(
+        default_factory=lambda: memory_bytes() // 2,
+        metadata=_setting(
+            "data at rest",
+            "bytes of decrypted indexes that a sealed folder keeps in memory; default: half of it",
+            least=0,
+        ),
+    )
+    orphan_age_s: float = field(
+        default=24 * 3600.0,
+        metadata=_setting("data at rest", "segments that were not committed are deleted after that", least=0),
+    )
+
+    threads: int = field(
+        default_factory=_cores, metadata=_setting("work", "threads that compute answers; default: all cores", least=1)
+    )
+    target: str = field(
+        default="", metadata=_setting("work", "instruction set of the kernels; empty: the best that this machine has")
+    )
+
+    max_scans: int = field(
+        default=3,
+        metadata=_setting(
+            "overload",
+            "Answer calls that are computed at the same time; who comes then is refused at once. They share passes "
+            "over memory: 2 take 1.3 to 1.7 times as long as one, 4 take 1.6 to 2.5 times, 8 take 2.5 to 4 times; so 3 "
+            "keep all within about twice the time of one, and a larger number serves more in all, and each later",
+            least=1,
+        ),
+    )
+    max_answers: int = field(
+        default=64,
+        metadata=_setting(
+            "overload", "Answer calls at the same time: those that are computed, send queries or take answers", least=1
+        ),
+    )
+    max_transfers: int = field(
+        default=16, metadata=_setting("overload", "WriteSegment and ReadSegmentPart calls at the same time", least=1)
+    )
+    max_other_calls: int = field(
+        default=64, metadata=_setting("overload", "calls of all other methods at the same time", least=1)
+    )
+    max_waiting: int = field(
+        default=16,
+        metadata=_setting("overload", "calls of each of these three kinds that wait for a place", least=0),
+    )
+    wait_s: float = field(
+        default=0.05, metadata=_setting("overload", "how long they wait; then they are refused, as Overloaded", least=0)
+    )
+    max_inflight_bytes: int = field(
+        default_factory=lambda: max(512 << 20, memory_bytes() // 8),
+        metadata=_setting(
+            "overload",
+            "bytes of queries and answers of all Answer calls together; default: an eighth of the memory",
+            least=1,
+        ),
+    )
+
+    max_call_s: float = field(
+        default=600.0,
+        metadata=_setting("time", "calls that take longer are cancelled, whatever their deadline", least=0.01),
+    )
+    idle_s: float = field(
+        default=30.0,
+        metadata=_setting(
+            "time", "a call whose client neither sends nor takes the next message for so long is cancelled", least=0.01
+        ),
+    )
+    grace_s: float = field(
+        default=10.0, metadata=_setting("time", "what running calls get when the server is told to stop", least=0)
+    )
+
+    keepalive_s: float = field(
+        default=60.0,
+        metadata=_setting("connections", "a connection on which nothing came for so long is pinged", least=1),
+    )
+    keepalive_timeout_s: float = field(
+        default=20.0, metadata=_setting("connections", "how long it has to reply; then it is closed", least=1)
+    )
+    min_ping_s: float = field(
+        default=10.0,
+        metadata=_setting("connections", "clients that ping more often are disconnected; ours ping every 30", least=0),
+    )
+    connection_age_s: float = field(
+        default=3600.0,
+        metadata=_setting(
+            "connections",
+            "a connection of that age is ended, and its client connects anew (to another server, with a new "
+            "certificate); running calls end first; 0: never",
+            least=0,
+        ),
+    )
+
+    max_message_bytes: int = field(
+        default=wire.MAX_MESSAGE_BYTES,
+        metadata=_setting("sizes", "bytes of one message; a manifest and the ids of its segments must fit"),
+    )
+    max_dim: int = field(default=MAX_DIM, metadata=_setting("sizes", "dimension of vectors", least=1))
+    max_queries: int = field(default=MAX_QUERIES, metadata=_setting("sizes", "queries in one Answer call", least=1))
+    max_query_bytes: int = field(
+        default=256 << 20, metadata=_setting("sizes", "bytes of all queries of one Answer call", least=1)
+    )
+    max_segment_bytes: int = field(
+        default=1 << 30, metadata=_setting("sizes", "bytes of all parts of one segment", least=1)
+    )
+    max_collection_bytes: int = field(
+        default=1 << 40,
+        metadata=_setting(
+            "sizes",
+            "bytes of all segments of one collection, those that are not committed yet and replaced ones included",
+            least=1,
+        ),
+    )
+    max_manifest_bytes: int = field(
+        default=wire.MAX_MANIFEST_BYTES, metadata=_setting("sizes", "bytes of one sealed manifest", least=1)
+    )
+    max_segments: int = field(default=100_000, metadata=_setting("sizes", "live segments in one manifest", least=1))
+    max_collections: int = field(default=10_000, metadata=_setting("sizes", "collections in this folder", least=1))
+
+    metrics: str = field(
+        default="", metadata=_setting("observing", "host:port on which Prometheus finds the metrics; empty: none")
+    )
+    log_format: str = field(
+        default="text",
+        metadata=_setting("observing", "lines of the log, which goes to stderr", choices=("text", "json")),
+    )
+    log_level: str = field(
+        default="warning",
+        metadata=_setting(
+            "observing", "the least serious lines of the log", choices=("debug", "info", "warning", "error")
+        ),
+    )
+    traces: str = field(
+        default="", metadata=_setting("observing", "OTLP endpoint to which traces are sent; empty: none")
+    )
 
     def __post_init__(self) -> None:
-        for name in ("threads", "calls", "max_dim", "max_queries", "max_segments", "max_collections"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if not self.wait_s >= 0:
-            raise InvalidInput(f"wait_s: got {self.wait_s}, expected at least 0")
-        if not self.idle_s > 0:
-            raise InvalidInput(f"idle_s: got {self.idle_s}, expected more than 0")
-        if self.max_manifest_bytes > MAX_MANIFEST_BYTES:
+        for one in fields(self):
+            value, least, choices = getattr(self, one.name), one.metadata.get("least"), one.metadata.get("choices")
+            if least is not None and not value >= least:
+                raise InvalidInput(f"{one.name}: got {value}, expected at least {least}")
+            if choices and value not in choices:
+                raise InvalidInput(f"{one.name}: got {value!r}, expected one of {', '.join(choices)}")
+        if bool(self.tls_cert) is not bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
+            raise InvalidInput("tls_cert, tls_key, tls_client_ca: got a part, expected both of the first two, or none")
+        if self.insecure and self.tls_cert:
+            raise InvalidInput("insecure: got it with tls_cert, expected one of the two")
+        if self.max_inflight_bytes < self.max_query_bytes:
             raise InvalidInput(
-                f"max_manifest_bytes: got {self.max_manifest_bytes}, "
-                f"expected at most {MAX_MANIFEST_BYTES}, which one message can carry"
+                f"max_inflight_bytes: got {self.max_inflight_bytes}, expected at least max_query_bytes, "
+                f"{self.max_query_bytes}"
+            )
+        needed = max(CHUNK_BYTES, self.max_manifest_bytes + _ID_BYTES * self.max_segments) + _MESSAGE_SPARE_BYTES
+        if not needed <= self.max_message_bytes <= wire.MAX_MESSAGE_BYTES:
+            raise InvalidInput(
+                f"max_message_bytes: got {self.max_message_bytes}, expected {needed} (for max_manifest_bytes, "
+                f"max_segments) to {wire.MAX_MESSAGE_BYTES}"
             )

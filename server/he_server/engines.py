@@ -7,14 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from he_engine.engine import EngineKind, ServerEngine
+from he_engine.engine import EngineKind, IndexFile, ServerEngine
 from he_engine.errors import Unavailable
 from he_engine.hint_server import HintServer
 from he_engine.mapping import Mappings
 from he_engine.params import Parameters
 from he_proto.wire import PublicParameters, engine_kind
 from he_server.config import ServerConfig
-from he_server.segment_file import StoredSegment
 
 #: Kept at a time. Each of TenSEAL's has worker processes.
 MAX_ENGINES = {EngineKind.HINT: 32, EngineKind.TENSEAL: 8}
@@ -84,12 +83,12 @@ class Engines:
             self._kept[parameters.digest] = kept
             return kept, replaced
 
-    def forget(self, segment: StoredSegment) -> None:
-        """Its file has gone."""
+    def forget(self, parameter_digest: bytes, index: IndexFile) -> None:
+        """It has gone."""
         with self._lock:
-            kept = self._kept.get(segment.description.parameter_digest)
+            kept = self._kept.get(parameter_digest)
         if kept:
-            kept.engine.forget(segment.index)
+            kept.engine.forget(index)
 
     def close(self) -> None:
         with self._lock:

@@ -2,7 +2,9 @@
 
 A file is written once, from its start to its end, under a temporary name; it gets its own name only when it
 is complete and on the disk. Then it is read at any offset, mapped for the kernels, and one day removed.
-(Whoever encrypts what is at rest does it here: `append` seals, `read` and `index_file` open.)
+
+A sync that fails says that bytes may be lost which seemed to be written, and a second one may succeed without having
+written them. So nobody repeats one: it raises ReadOnlyError, and the store takes no writes any more.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from he_engine.engine import Buffer, IndexFile
-from he_engine.errors import LimitExceeded, TamperedDataError, Unavailable
+from he_engine.engine import Buffer
+from he_engine.errors import LimitExceeded, ReadOnlyError, TamperedDataError, Unavailable
+from he_server.calls import step
 
 PAGE_BYTES = 4096  #: parts start at multiples, so that each can be mapped
 TEMPORARY_SUFFIX = ".part"
@@ -39,11 +42,23 @@ def storage_errors(doing: str) -> Iterator[None]:
         raise Unavailable(f"storage: {name} while {doing}; nothing was changed") from error
 
 
+def sync(descriptor: int) -> None:
+    """On the disk when it returns. Raises ReadOnlyError, and is not to be called again then."""
+    try:
+        with step("sync"):
+            os.fsync(descriptor)
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "error")
+        raise ReadOnlyError(
+            f"storage: {name} while syncing; this server takes no writes until it is restarted"
+        ) from error
+
+
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable: a rename is lost with the power otherwise."""
+    """Makes the names in a folder durable: a rename is lost with the power otherwise. Raises as `sync`, and OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -80,9 +95,8 @@ class NewFile:
         self.append(bytes(position_bytes - self.position_bytes))
 
     def sync(self) -> None:
-        """On the disk when it returns."""
-        with storage_errors("syncing"):
-            os.fsync(self._descriptor)
+        """On the disk when it returns. Raises ReadOnlyError."""
+        sync(self._descriptor)
 
     def publish(self, target: Path) -> None:
         """Gives the file its name, replacing a namesake at once; `sync_folder` then makes that durable."""
@@ -103,29 +117,38 @@ class NewFile:
         self._descriptor = -1
 
 
-def read(path: Path, offset_bytes: int, length_bytes: int) -> bytes:
-    """Exactly that many bytes. Raises TamperedDataError if the file is gone or ends before."""
-    with storage_errors("reading"), path.open("rb", buffering=0) as file:
-        data = os.pread(file.fileno(), length_bytes, offset_bytes)
-        while 0 < len(data) < length_bytes:
-            more = os.pread(file.fileno(), length_bytes - len(data), offset_bytes + len(data))
-            if not more:
-                break
-            data += more
-    if len(data) != length_bytes:
-        raise TamperedDataError(f"storage: a file ends {length_bytes - len(data)} bytes too early")
-    return data
+class PlainFile:
+    """A file as it lies on the disk."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-def size_bytes(path: Path) -> int:
-    """Raises TamperedDataError if the file is gone."""
-    with storage_errors("looking at a file"):
-        return path.stat().st_size
+    def size_bytes(self) -> int:
+        """Raises TamperedDataError if the file is gone."""
+        with storage_errors("looking at a file"):
+            return self.path.stat().st_size
 
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Exactly that many bytes. Raises TamperedDataError if the file is gone or ends before."""
+        out = bytearray(length_bytes)
+        with self.opened() as read_into:
+            read_into(offset_bytes, memoryview(out))
+        return bytes(out)
 
-def index_file(path: Path, offset_bytes: int, length_bytes: int, blocks: int) -> IndexFile:
-    """Where an engine may map the index part of a segment."""
-    return IndexFile(path=path, offset_bytes=offset_bytes, length_bytes=length_bytes, blocks=blocks)
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Callable[[int, memoryview], None]]:
+        """A function that fills memory with the bytes from an offset on; raises as `read`."""
+        with storage_errors("reading"), self.path.open("rb", buffering=0) as file:
+            descriptor = file.fileno()
+
+            def read_into(offset_bytes: int, out: memoryview) -> None:
+                while out:
+                    count = os.preadv(descriptor, [out], offset_bytes)
+                    if not count:
+                        raise TamperedDataError(f"storage: a file ends {len(out)} bytes too early")
+                    offset_bytes, out = offset_bytes + count, out[count:]
+
+            yield read_into
 
 
 def remove(path: Path) -> None:

@@ -4,6 +4,7 @@
     catalogue.sqlite (-wal, -shm)        he_server.catalogue
     incoming/*.part                      segments on their way; removed at every start
     segments/COLLECTION_ID/SEGMENT_ID    he_server.segment_file; both ids in hexadecimal
+    segments/COLLECTION_ID/SEGMENT_ID.G  he_server.sealed_file, under the data key of generation G
 
 No name in it comes from a client, and all of it is readable by its owner alone.
 """
@@ -16,9 +17,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from he_engine.errors import Unavailable
+from he_engine.errors import TamperedDataError, Unavailable
 from he_server import files
-from he_server.catalogue import Key
+from he_server.catalogue_rows import FileId
+from he_server.pins import Pins
+
+
+def place(segments: Path, file_id: FileId) -> Path:
+    """Where the file of a segment is."""
+    collection_id, segment_id, generation = file_id
+    return segments / collection_id.hex() / (segment_id.hex() + (f".{generation}" if generation else ""))
 
 
 class Folder:
@@ -30,7 +38,7 @@ class Folder:
         self.segments = root / "segments"
         self.catalogue = root / "catalogue.sqlite"
         with files.storage_errors("making the data folder"):
-            for path in (self.incoming, self.segments):
+            for path in (root, self.incoming, self.segments):
                 files.make_folder(path, 0o700)
             self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -45,13 +53,19 @@ class Folder:
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         self._durable: set[Path] = set()  # folders of collections
 
-    def path(self, key: Key) -> Path:
-        collection_id, segment_id = key
-        return self.segments / collection_id.hex() / segment_id.hex()
+    def require_catalogue(self) -> None:
+        """Raises TamperedDataError where it is gone: with a new one, all segments would soon be taken for garbage."""
+        with files.storage_errors("looking at the data folder"):
+            made = self.catalogue.exists() and self.catalogue.stat().st_size
+            if not made and any(self.segments.glob("*/*")):
+                raise TamperedDataError("data folder: it has segments and no catalogue; restore a backup")
 
-    def make_place(self, key: Key) -> None:
+    def path(self, file_id: FileId) -> Path:
+        return place(self.segments, file_id)
+
+    def make_place(self, file_id: FileId) -> None:
         """The collection's folder, durably: one that is there may have been made by a call that has yet to sync."""
-        folder = self.path(key).parent
+        folder = self.path(file_id).parent
         if folder in self._durable:
             return
         with files.storage_errors("making a folder"):
@@ -59,27 +73,41 @@ class Folder:
             files.sync_folder(self.segments)
         self._durable.add(folder)
 
-    def sync_place(self, key: Key) -> None:
+    def sync_place(self, file_id: FileId) -> None:
         """Makes the name of a segment file durable."""
         with files.storage_errors("syncing"):
-            files.sync_folder(self.path(key).parent)
+            files.sync_folder(self.path(file_id).parent)
 
     def sync(self) -> None:
         with files.storage_errors("syncing"):
             files.sync_folder(self.root)
 
-    def clean(self, keys: Iterable[Key]) -> None:
-        """Removes all that is not the file of one of these segments: what was under way when a server died."""
-        wanted = {self.path(key) for key in keys}
+    def clean_incoming(self) -> None:
+        """Removes what was on its way when a server died."""
         with files.storage_errors("cleaning the data folder"):
             for path in self.incoming.iterdir():
                 files.remove(path)
-            for folder in filter(Path.is_dir, self.segments.iterdir()):
-                for path in folder.iterdir():
-                    if path not in wanted:
-                        files.remove(path)
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # where it is empty
+
+    def strays(self, wanted: Iterable[FileId]) -> list[Path]:
+        """All below `segments` that is not the file of one of these segments."""
+        paths = {self.path(file_id) for file_id in wanted}
+        with files.storage_errors("looking at the data folder"):
+            return [path for path in self.segments.glob("*/*") if path not in paths]
+
+    def clean(self, wanted: Iterable[FileId], collections: Iterable[bytes], before_s: float, in_use: Pins) -> None:
+        """Removes strays that were last written before that time (their rows were removed, or never written), but
+        those whose reader removes them; and the empty folders of collections that are not among these."""
+        used = {self.path(file_id) for file_id in in_use.ids()}
+        for path in self.strays(wanted):
+            with contextlib.suppress(OSError):
+                if path not in used and path.stat().st_mtime < before_s:
+                    path.unlink()
+        kept = {collection_id.hex() for collection_id in collections}
+        with files.storage_errors("cleaning the data folder"):
+            for folder in self.segments.iterdir():
+                if folder.name not in kept:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()  # where it is empty
 
     def close(self) -> None:
         """Once is enough: a second close of the number would be that of another file."""

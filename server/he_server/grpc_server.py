@@ -1,88 +1,89 @@
-"""A Service on a port: gRPC with health checking and reflection. All that knows of gRPC on the server is here.
+"""A Service on a port: gRPC with health checking and reflection. All that knows of gRPC on the server is here, and in
+tls.
 
 Without TLS it listens on loopback only, and only when told so.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import logging
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import grpc
 
-from he_engine.errors import InvalidInput, MissingExtra, Unavailable
+from he_engine.errors import MissingExtra, Unavailable
 from he_proto import wire
 from he_proto.status import ERROR_METADATA, status_of
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
-from he_server.idle import IdleWatch
+from he_server.admission import Admission
+from he_server.config import ServerConfig
+from he_server.idle import CallWatch
+from he_server.listening import require_listenable, split_address
 from he_server.service import Service
+from he_server.tls import Certificates
 
 _log = logging.getLogger(__name__)
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["HeSearch"]
-#: gRPC lets two servers share a port unless told otherwise, and each would then get some of the calls.
-_OPTIONS = (*wire.CHANNEL_OPTIONS, ("grpc.so_reuseport", 0))
 _SPARE_CALLS = 8  #: beyond those that are served or wait: to check health, and to say no
+_HANDSHAKE_S = 20
 
 
-def split_address(listen: str) -> tuple[str, int]:
-    """(host, port) of "host:port" or "[v6]:port". Raises InvalidInput."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})", listen)
-    if match is None or int(match[2]) > 65535:
-        raise InvalidInput(f"listen: got {listen!r}, expected host:port, for example 127.0.0.1:50051")
-    return match[1].strip("[]"), int(match[2])
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    def ms(seconds: float) -> int:
+        return round(1000 * seconds)
 
-
-def require_loopback(listen: str, *, insecure: bool) -> None:
-    """Raises InvalidInput unless plaintext is wanted, and every address of the host is this machine's own."""
-    host, port = split_address(listen)
-    if not insecure:
-        raise InvalidInput(
-            "listen: this version has no TLS; give --insecure to serve plaintext on loopback, and reach it from "
-            "elsewhere through a tunnel that encrypts"
-        )
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except OSError:
-        raise InvalidInput(f"listen: the host {host!r} has no address") from None
-    if not all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found):
-        raise InvalidInput(
-            f"listen: got {host!r}, but plaintext (--insecure) is served on loopback only: 127.0.0.1 or ::1"
-        )
+    options = {
+        # gRPC lets two servers share a port unless told otherwise, and each would then get some of the calls.
+        "grpc.so_reuseport": 0,
+        "grpc.max_receive_message_length": config.max_message_bytes,
+        "grpc.max_send_message_length": wire.MAX_MESSAGE_BYTES,
+        "grpc.server_handshake_timeout_ms": ms(_HANDSHAKE_S),
+        "grpc.keepalive_time_ms": ms(config.keepalive_s),
+        "grpc.keepalive_timeout_ms": ms(config.keepalive_timeout_s),
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.min_recv_ping_interval_without_data_ms": ms(config.min_ping_s),
+    }
+    if config.connection_age_s:  # a call that runs at that age has all the time that any call has
+        options["grpc.max_connection_age_ms"] = ms(config.connection_age_s)
+        options["grpc.max_connection_age_grace_ms"] = ms(config.max_call_s)
+    return list(options.items())
 
 
 class GrpcServer:
     """Serves when it has been made. Does not own the Service.
 
-    Raises InvalidInput (an address that may not be listened on), Unavailable (one that is taken), MissingExtra.
+    Raises InvalidInput (an address that may not be listened on, a certificate that cannot be served), Unavailable (an
+    address that is taken), MissingExtra.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, interceptors: Sequence[Any] = ()) -> None:
         config = service.config
-        require_loopback(config.listen, insecure=config.insecure)
+        require_listenable(config)
         host, _ = split_address(config.listen)
-        calls = 2 * config.calls + _SPARE_CALLS
+        self.certificates = Certificates(config) if config.tls_cert else None
+        calls = Admission.most_calls(config) + _SPARE_CALLS
         self._calls = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._server = grpc.server(
             self._calls,
-            options=_OPTIONS,
+            interceptors=list(interceptors),
+            options=_options(config),
             maximum_concurrent_rpcs=calls,
         )
         self._health = _add_extras(self._server)
         try:
-            self.port = self._server.add_insecure_port(config.listen)
+            if self.certificates:
+                self.port = self._server.add_secure_port(config.listen, self.certificates.credentials())
+            else:
+                self.port = self._server.add_insecure_port(config.listen)
         except RuntimeError:
             raise Unavailable(f"listen: {config.listen} is taken, or not an address of this machine") from None
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         register = hesearch_pb2_grpc.add_HeSearchServicer_to_server
-        self._watch = IdleWatch(config.idle_s)
+        self._watch = CallWatch(config.idle_s, config.max_call_s)
         register(Adapter(service, self._watch), self._server)  # type: ignore[no-untyped-call]
         self._server.start()
 
@@ -110,48 +111,25 @@ def _add_extras(server: grpc.Server) -> Any:
 
 
 class Adapter:
-    """The generated servicer's nine methods, each the Service's method of the same name, errors mapped.
+    """The generated servicer's methods, each the Service's method of the same name: with a place, no longer than a
+    call may take, errors mapped."""
 
-    At most `config.calls` at the same time, and as many that wait for up to `config.wait_s`; the next one is told
-    Unavailable, so that clients try again.
-    """
-
-    def __init__(self, service: Service, watch: IdleWatch) -> None:
+    def __init__(self, service: Service, watch: CallWatch) -> None:
         self._watch = watch
-        self._limit = service.config.calls
-        self._wait_s = service.config.wait_s
-        self._free = threading.BoundedSemaphore(self._limit)
-        self._queue = threading.BoundedSemaphore(self._limit)
+        self._admission = service.admission
         for method in _DESCRIPTOR.methods:
             name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
             wrap = self._streaming if method.server_streaming else self._unary
             setattr(self, method.name, wrap(method.name, method.client_streaming, getattr(service, name)))
 
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        """Raises Unavailable if all are taken and none becomes free in time."""
-        if not (self._free.acquire(blocking=False) or self._waited()):
-            raise Unavailable(f"calls: this server serves {self._limit} at the same time, and no more now; try again")
-        try:
-            yield
-        finally:
-            self._free.release()
-
-    def _waited(self) -> bool:
-        """Whether a place became free."""
-        if not self._queue.acquire(blocking=False):
-            return False
-        try:
-            return self._free.acquire(timeout=self._wait_s)
-        finally:
-            self._queue.release()
-
     def _unary(
         self, name: str, receives: bool, method: Callable[[Any, Any], Any]
     ) -> Callable[[Any, grpc.ServicerContext], Any]:
+        place = self._admission.place(name)
+
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             try:
-                with self._place():
+                with place.taken(), self._watch.calling(context.cancel):
                     return method(self._watch.received(request, context.cancel) if receives else request, context)
             except Exception as error:
                 caught = error
@@ -162,9 +140,11 @@ class Adapter:
     def _streaming(
         self, name: str, receives: bool, method: Callable[[Any, Any], Iterator[Any]]
     ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
+        place = self._admission.place(name)
+
         def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             try:
-                with self._place():
+                with place.taken(), self._watch.calling(context.cancel):
                     requests = self._watch.received(request, context.cancel) if receives else request
                     for response in method(requests, context):
                         with self._watch.waiting(context.cancel):

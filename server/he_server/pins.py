@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from he_server.catalogue import Key
+from he_server.catalogue_rows import FileId
 from he_server.segment_file import StoredSegment
 
 
@@ -14,40 +14,47 @@ class Pins:
     """Thread-safe. `remove` is called under the lock, so that nobody pins what is being removed; what it
     returns is told to `removed` afterwards, without the lock."""
 
-    def __init__(self, remove: Callable[[Key], StoredSegment | None], removed: Callable[[StoredSegment], None]) -> None:
+    def __init__(
+        self, remove: Callable[[FileId], StoredSegment | None], removed: Callable[[StoredSegment], None]
+    ) -> None:
         self._remove = remove
         self._removed = removed
         self._lock = threading.Lock()
-        self._readers: Counter[Key] = Counter()
-        self._retired: set[Key] = set()
+        self._readers: Counter[FileId] = Counter()
+        self._retired: set[FileId] = set()
 
-    def pin(self, keys: Iterable[Key]) -> None:
+    def ids(self) -> list[FileId]:
+        """Those that somebody reads or writes."""
         with self._lock:
-            self._readers.update(keys)
+            return list(self._readers)
 
-    def unpin(self, keys: Iterable[Key]) -> None:
+    def pin(self, ids: Iterable[FileId]) -> None:
+        with self._lock:
+            self._readers.update(ids)
+
+    def unpin(self, ids: Iterable[FileId]) -> None:
         with self._lock:
             free = []
-            for key in keys:
-                self._readers[key] -= 1
-                if self._readers[key] == 0:
-                    del self._readers[key]
-                    if key in self._retired:
-                        self._retired.discard(key)
-                        free.append(key)
-            gone = [self._remove(key) for key in free]
+            for file_id in ids:
+                self._readers[file_id] -= 1
+                if self._readers[file_id] == 0:
+                    del self._readers[file_id]
+                    if file_id in self._retired:
+                        self._retired.discard(file_id)
+                        free.append(file_id)
+            gone = [self._remove(file_id) for file_id in free]
         self._tell(gone)
 
-    def retire(self, keys: Iterable[Key]) -> None:
+    def retire(self, ids: Iterable[FileId]) -> None:
         """Remove these, now or when their last reader has gone."""
         with self._lock:
             free = []
-            for key in keys:
-                if key in self._readers:
-                    self._retired.add(key)
+            for file_id in ids:
+                if file_id in self._readers:
+                    self._retired.add(file_id)
                 else:
-                    free.append(key)
-            gone = [self._remove(key) for key in free]
+                    free.append(file_id)
+            gone = [self._remove(file_id) for file_id in free]
         self._tell(gone)
 
     def _tell(self, gone: Iterable[StoredSegment | None]) -> None:

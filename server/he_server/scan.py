@@ -18,12 +18,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from he_engine.engine import Buffer, ServerEngine
-from he_engine.errors import TamperedDataError, Unavailable
+from he_engine.engine import Buffer, IndexFile, ServerEngine
+from he_engine.errors import Unavailable
+from he_proto.chunks import CHUNK_BYTES
 from he_server.answering import Piece, Unit, blocks_per_unit, units
-from he_server.files import storage_errors
 from he_server.segment_file import StoredSegment
 from he_server.store import Snapshot
 
@@ -31,6 +32,9 @@ SHARED_QUERIES = 32  #: computed at a time; more share no better (docs/performan
 RIDER_QUERIES = 8
 CALL_ANSWER_BYTES = 8 << 20  #: for each thread: so many that every one may work for a lone call
 _POLL_S = 0.1  #: between looks for cancellation while units run
+
+
+Reading = Callable[[StoredSegment], AbstractContextManager[IndexFile]]  #: Store.reading
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +45,8 @@ class _Call:
     active: Callable[[], bool]
     queries: int
     missing: int  #: pieces that it has not been given
+    uncomputed: int  #: pieces that nobody has computed
+    computed: Callable[[], object]
     pieces: deque[Piece] = field(default_factory=deque)
     held_bytes: int = 0  #: of answers that it has not taken, or that are being computed for it
     running: int = 0  #: riders of it for whom a unit is being computed
@@ -67,36 +73,50 @@ class Scan:
         segments: Sequence[StoredSegment],
         pool: Executor,
         threads: int,
-        damaged: Callable[[StoredSegment], None],
+        reading: Reading,
     ) -> None:
         index_bytes = sum(segment.description.index_bytes for segment in segments)
         self._engine = engine
         self._units = list(units(segments, blocks_per_unit(engine, index_bytes, threads)))
+        self._blocks = sum(unit.blocks for unit in self._units)
         self._pool = pool
         self._threads = threads
-        self._damaged = damaged
+        self._reading = reading
         self._lock = threading.Lock()
         self._riders: list[_Rider] = []
         self._next = 0  #: unit
         self._served = 0  #: of the least served, when they were last
         self._workers = 0
 
-    def answer(self, queries: Sequence[Buffer], active: Callable[[], bool]) -> Iterator[Piece]:
-        """Each query's answers over every block, in no promised order.
+    def answer(
+        self, queries: Sequence[Buffer], active: Callable[[], bool], computed: Callable[[], object] = bool
+    ) -> Iterator[Piece]:
+        """Each query's answers over every block, in no promised order; `computed` is called when none is left to
+        compute, though some may be left to take.
 
         Raises Unavailable soon after `active()` has become false, and what a unit raised. When it ends, in whatever
         way, nothing is being computed for it.
         """
-        call = self._join(queries, active)
+        call = self._join(queries, active, computed)
         try:
             while call.missing:
                 yield self._take(call)
         finally:
             self._leave(call)
 
+    def call_bytes(self, queries: int) -> int:
+        """The most that the answers of one call take at a time (the module's docstring)."""
+        return min(
+            queries * self._blocks * self._engine.answer_bytes_per_block,
+            self._threads * CALL_ANSWER_BYTES + RIDER_QUERIES * CHUNK_BYTES,
+        )
+
     # ---- callers ---------------------------------------------------------------------------------------
-    def _join(self, queries: Sequence[Buffer], active: Callable[[], bool]) -> _Call:
-        call = _Call(threading.Condition(self._lock), active, len(queries), len(queries) * len(self._units))
+    def _join(
+        self, queries: Sequence[Buffer], active: Callable[[], bool], computed: Callable[[], object] = bool
+    ) -> _Call:
+        pieces = len(queries) * len(self._units)
+        call = _Call(threading.Condition(self._lock), active, len(queries), pieces, pieces, computed)
         everything = (1 << len(self._units)) - 1
         with self._lock:
             call.served = self._served
@@ -207,24 +227,23 @@ class Scan:
                 if not error:
                     numbers = range(rider.first_query, rider.first_query + len(rider.queries))
                     call.pieces.extend(Piece(unit, number, next(waiting)) for number in numbers)
+                    call.uncomputed -= len(rider.queries)
+                    if not call.uncomputed:
+                        call.computed()
                 call.ready.notify()
 
     def _answered(self, unit: Unit, queries: Sequence[Buffer]) -> list[bytes]:
-        try:
-            with storage_errors("answering"):
-                return self._engine.answer(unit.segment.index, unit.first_block, unit.blocks, queries)
-        except TamperedDataError:
-            self._damaged(unit.segment)
-            raise
+        with self._reading(unit.segment) as index:
+            return self._engine.answer(index, unit.first_block, unit.blocks, queries)
 
 
 class Scans:
     """The scans that are under way, one for each version of a collection that somebody searches. Thread-safe."""
 
-    def __init__(self, pool: Executor, threads: int, damaged: Callable[[StoredSegment], None]) -> None:
+    def __init__(self, pool: Executor, threads: int, reading: Reading) -> None:
         self._pool = pool
         self._threads = threads
-        self._damaged = damaged
+        self._reading = reading
         self._lock = threading.Lock()
         self._scans: dict[tuple[bytes, int], tuple[Scan, int]] = {}  # and how many calls have it
 
@@ -235,7 +254,7 @@ class Scans:
         with self._lock:
             scan, users = self._scans.get(key, (None, 0))
             if scan is None:
-                scan = Scan(engine, snapshot.segments, self._pool, self._threads, self._damaged)
+                scan = Scan(engine, snapshot.segments, self._pool, self._threads, self._reading)
             self._scans[key] = (scan, users + 1)
         try:
             yield scan

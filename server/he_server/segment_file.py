@@ -1,5 +1,7 @@
 """The segment file, format version 1: one segment, written once, and refused if anything in it is unexpected.
 
+Where data is sealed at rest, the same bytes lie inside a file of format version 2: he_server.sealed_file.
+
 All numbers are little-endian. The header takes one page of 4096 bytes:
 
     offset      bytes  what
@@ -28,13 +30,15 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import FormatVersionError, InvalidInput, TamperedDataError
+from he_engine.keys import RootKey
 from he_proto.chunks import CHUNK_BYTES
 from he_proto.wire import part_name, segment_id
-from he_server import files
-from he_server.files import PAGE_BYTES, NewFile
+from he_server.files import PAGE_BYTES, NewFile, PlainFile
+from he_server.sealed_file import SealedFile
 
 MAGIC = b"HESEARCH"
 FILE_FORMAT_VERSION = 1
@@ -96,10 +100,6 @@ class Description:
     def part(self, kind: int) -> PartEntry | None:
         return next((part for part in self.parts if part.kind == kind), None)
 
-    def index_file(self, path: Path) -> IndexFile:
-        index = self.parts[0]
-        return files.index_file(path, index.offset_bytes, index.length_bytes, self.blocks)
-
     def header(self) -> bytes:
         """The first page of the file."""
         data = _FIXED.pack(
@@ -116,24 +116,54 @@ class Description:
         return (data + hashlib.sha256(data).digest()).ljust(PAGE_BYTES, b"\0")
 
 
+class Source(Protocol):
+    """The bytes of a segment file, as they lie on the disk or opened from what is sealed."""
+
+    def size_bytes(self) -> int: ...
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Exactly that many bytes. Raises TamperedDataError."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """A segment's description and where its file is."""
+    """A segment's description, where its file is, and what opens it (None: it is not sealed)."""
 
     description: Description
     path: Path
+    generation: int = 0  #: of the data key; 0: not sealed
+    data_key: RootKey | None = None
+
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        return self.description.collection_id, self.description.segment_id
+
+    @property
+    def file_id(self) -> tuple[bytes, bytes, int]:
+        return (*self.key, self.generation)
+
+    @property
+    def source(self) -> Source:
+        return open_source(self.path, self.data_key)
 
     @property
     def index(self) -> IndexFile:
-        return self.description.index_file(self.path)
+        """Where the index is in the file itself."""
+        index = self.description.parts[0]
+        return IndexFile(self.path, index.offset_bytes, index.length_bytes, self.description.blocks)
 
 
-def read_description(path: Path) -> Description:
+def open_source(path: Path, data_key: RootKey | None) -> Source:
+    """Raises TamperedDataError, FormatVersionError."""
+    return PlainFile(path) if data_key is None else SealedFile(path, data_key)
+
+
+def read_description(source: Source) -> Description:
     """The description of a file whose header is right in every bit and whose length is what it says.
 
     The parts' own bytes are not read. Raises TamperedDataError; FormatVersionError for another version.
     """
-    page = files.read(path, 0, PAGE_BYTES)
+    page = source.read(0, PAGE_BYTES)
     magic, version, count, digest, collection_id, _, blocks = _FIXED.unpack_from(page)
     if magic != MAGIC:
         raise TamperedDataError("segment file: its magic is not that of a segment")
@@ -149,18 +179,18 @@ def read_description(path: Path) -> Description:
     )
     if description.header() != page:  # checksum, offsets, id, reserved fields and padding, all at once
         raise TamperedDataError("segment file: the header does not match its checksum")
-    if (size := files.size_bytes(path)) != description.file_bytes:
+    if (size := source.size_bytes()) != description.file_bytes:
         raise TamperedDataError(f"segment file: got {size} bytes, expected {description.file_bytes}")
     return description
 
 
-def read_part(path: Path, part: PartEntry, offset_bytes: int, length_bytes: int) -> Iterator[bytes]:
+def read_part(source: Source, part: PartEntry, offset_bytes: int, length_bytes: int) -> Iterator[bytes]:
     """A range of a part in chunks of 1 MiB. Raises TamperedDataError where the file is too short, and, after
     the last chunk of a part read whole, where the digest is not the part's."""
     digest = hashlib.sha256() if (offset_bytes, length_bytes) == (0, part.length_bytes) else None
     for start in range(offset_bytes, offset_bytes + length_bytes, CHUNK_BYTES):
         end = min(start + CHUNK_BYTES, offset_bytes + length_bytes)
-        chunk = files.read(path, part.offset_bytes + start, end - start)
+        chunk = source.read(part.offset_bytes + start, end - start)
         if digest:
             digest.update(chunk)
         yield chunk

@@ -1,4 +1,4 @@
-"""The nine methods of hesearch.v1 as plain Python: protobuf messages in and out, errors raised, no network.
+"""The ten methods of hesearch.v1 as plain Python: protobuf messages in and out, errors raised, no network.
 
 he_server.grpc_server offers a Service on a port; a client that embeds the server calls it directly. Every
 message's format version, name, digest and lengths are checked before anything is read or computed.
@@ -12,14 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from he_engine.engine import ServerEngine
-from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, TamperedDataError
+from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, NotFound, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import files, segment_file
+from he_server.admission import Admission
+from he_server.calls import step
 from he_server.catalogue import CollectionRecord
 from he_server.checks import Checks, chunks_after, first_header
 from he_server.config import ServerConfig
 from he_server.engines import EngineMaker, Engines, engine_maker
+from he_server.kek import open_kek
 from he_server.scan import Scans
 from he_server.segment_file import StoredSegment
 from he_server.store import Store
@@ -48,12 +51,20 @@ class Service:
 
     def __init__(self, config: ServerConfig, make_engine: EngineMaker | None = None) -> None:
         self.config = config
+        self.admission = Admission(config)
         self._checks = Checks(config)
         self._engines = Engines(make_engine or engine_maker(config))
-        self._store = Store(config.data, orphan_age_s=config.orphan_age_s, removed=self._engines.forget)
+        self._store = Store(
+            config.data,
+            kek=open_kek(config.kek) if config.kek else None,
+            previous_kek=open_kek(config.previous_kek) if config.previous_kek else None,
+            orphan_age_s=config.orphan_age_s,
+            index_memory_bytes=config.index_memory_bytes,
+            forget=self._engines.forget,
+        )
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
         self._closing = False
-        self._scans = Scans(self._pool, config.threads, self._store.damaged)
+        self._scans = Scans(self._pool, config.threads, self._store.reading)
 
     # ---- collections -----------------------------------------------------------------------------------
     def create_collection(self, request: pb.CreateCollectionRequest, _call: CallContext) -> pb.Collection:
@@ -68,7 +79,7 @@ class Service:
             collection_id=request.collection_id,
             parameters=request.parameters.SerializeToString(deterministic=True),
             parameter_digest=parameters.digest,
-            version=1,
+            version=request.import_version - 1 if request.import_version else 1,
         )
         self._store.create(record, request.sealed_manifest, self.config.max_collections)
         return self._collection(record)
@@ -100,17 +111,39 @@ class Service:
         if self._store.has((record.collection_id, header.segment_id)):
             response.existed = True
             return response
+        self._checks.collection(self._store.kept_bytes(record) + description.stored_bytes)
         with self._store.upload(description) as upload:
             for chunk in chunks_after(requests):
                 upload.write(chunk)
-            index = upload.finish()
-            with self._engines.using(parameters) as engine, files.storage_errors("checking the index"):
+            upload.finish()
+            with (
+                self._engines.using(parameters) as engine,
+                files.storage_errors("checking the index"),
+                self._store.indexes.open(upload.segment) as index,
+            ):
                 try:
                     engine.check_index(index)
                 finally:
                     engine.forget(index)
             upload.publish()
         return response
+
+    def describe_segment(self, request: pb.DescribeSegmentRequest, _call: CallContext) -> pb.SegmentHeader:
+        record = self._find(request.context, request.collection_id)
+        wire.check_digest(request.segment_id, "segment_id")
+        with self._store.segment(record, request.segment_id) as snapshot:
+            (segment,) = snapshot.segments
+        description = segment.description
+        return pb.SegmentHeader(
+            context=request.context,
+            collection_id=record.collection_id,
+            segment_id=request.segment_id,
+            blocks=description.blocks,
+            parts=[
+                pb.Part(kind=pb.PartKind.Name(p.kind), length_bytes=p.length_bytes, sha256=p.sha256)
+                for p in description.parts
+            ],
+        )
 
     def read_segment_part(
         self, request: pb.ReadSegmentPartRequest, _call: CallContext
@@ -122,7 +155,7 @@ class Service:
             part, length_bytes = self._checks.part_range(request, segment.description)
             context: pb.Context | None = request.context
             try:
-                for chunk in segment_file.read_part(segment.path, part, request.offset_bytes, length_bytes):
+                for chunk in segment_file.read_part(segment.source, part, request.offset_bytes, length_bytes):
                     yield pb.ReadSegmentPartResponse(context=context, chunk=chunk)
                     context = None
             except TamperedDataError:
@@ -145,6 +178,8 @@ class Service:
         wire.check_context(request.context)
         record, sealed, live = self._store.manifest(request.context.collection)
         wire.check_context(request.context, parameter_digest=record.parameter_digest)
+        if not sealed:
+            raise NotFound(f"collection: {record.name!r} is being imported, and has no manifest yet")
         return pb.ReadManifestResponse(
             context=request.context,
             collection_id=record.collection_id,
@@ -161,22 +196,27 @@ class Service:
         with self._engines.using(parameters) as engine:
             expected_bytes = self._checks.queries(header, engine)
         self._store.require_version(record, header.version)  # a stale one is refused before the queries come
-        queries = self._received(requests, header.queries, expected_bytes)
-        with (
-            self._engines.using(parameters) as engine,
-            self._store.snapshot(record, header.version) as snapshot,
-            self._scans.of(engine, snapshot) as scan,
-        ):
-            engine.check_queries(queries)
-            for piece in scan.answer(queries, lambda: call.is_active() and not self._closing):
-                yield pb.AnswerResponse(
-                    context=header.context,
-                    segment_id=piece.unit.segment.description.segment_id,
-                    query=piece.query,
-                    first_block=piece.unit.first_block,
-                    blocks=piece.unit.blocks,
-                    residues=piece.answers,
-                )
+        self.admission.scans.refuse_if_full()  # and so is one that could not be computed now
+        with self.admission.inflight_bytes.taken(expected_bytes):
+            queries = self._received(requests, header.queries, expected_bytes)
+            with (
+                self._engines.using(parameters) as engine,
+                self._store.snapshot(record, header.version) as snapshot,
+                self._scans.of(engine, snapshot) as scan,
+                self.admission.inflight_bytes.taken(scan.call_bytes(len(queries))),
+                self.admission.scans.taken() as computed,
+                step("scan"),
+            ):
+                engine.check_queries(queries)
+                for piece in scan.answer(queries, lambda: call.is_active() and not self._closing, computed):
+                    yield pb.AnswerResponse(
+                        context=header.context,
+                        segment_id=piece.unit.segment.description.segment_id,
+                        query=piece.query,
+                        first_block=piece.unit.first_block,
+                        blocks=piece.unit.blocks,
+                        residues=piece.answers,
+                    )
 
     @staticmethod
     def _received(requests: Iterator[pb.AnswerRequest], count: int, expected_bytes: int) -> list[bytes]:
@@ -197,6 +237,11 @@ class Service:
         return queries
 
     # ---- common ----------------------------------------------------------------------------------------
+    @property
+    def store(self) -> Store:
+        """For those who look after it: warming, rotation of data keys, metrics."""
+        return self._store
+
     def live_segments(self) -> Iterator[tuple[ServerEngine, StoredSegment]]:
         """Every live segment with its engine, both in use until the next is asked for; without collections that
         cannot be searched now."""

@@ -2,7 +2,9 @@
 
 A segment is uploaded first and named by a manifest later; only a committed manifest makes it live. The order of
 writing makes a crash harmless at any point: file synced, then named, then its name synced, then its row in the
-catalogue; and for removal, the row first. A file without a row is therefore garbage, and a start removes it.
+catalogue; and for removal, the row first. A file without a row is therefore garbage, and goes when it is old.
+
+A sync that failed is the end of writing: the store raises ReadOnlyError until it is opened again, and goes on reading.
 
 Readers hold a Snapshot: the live segments of one version, whose files stay until the snapshot is closed, whatever
 is committed meanwhile.
@@ -14,34 +16,38 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from he_engine.engine import Buffer, IndexFile
-from he_engine.errors import Conflict, HesearchError, NotFound, TamperedDataError
+from he_engine.errors import Conflict, HesearchError, NotFound, ReadOnlyError, TamperedDataError
 from he_server import files
-from he_server.catalogue import Catalogue, CollectionRecord, Key, SegmentRecord, Totals
+from he_server.catalogue import Catalogue, CollectionRecord, FileId, Key, SegmentRecord, State, Totals
 from he_server.files import NewFile
 from he_server.folder import Folder
+from he_server.indexes import Forget, Indexes
+from he_server.kek import KeyProvider
 from he_server.pins import Pins
-from he_server.segment_file import Description, SegmentWriter, StoredSegment, read_description
+from he_server.sealed_file import NewSealedFile
+from he_server.segment_file import Description, SegmentWriter, StoredSegment, open_source, read_description
 
 _log = logging.getLogger(__name__)
+_COPY_BYTES = 1 << 20
 
 
 class Snapshot:
     """Some segments, pinned until `close`. A context manager."""
 
-    def __init__(self, record: CollectionRecord, segments: Sequence[StoredSegment], pins: Pins, keys: list[Key]):
+    def __init__(self, record: CollectionRecord, segments: Sequence[StoredSegment], pins: Pins, ids: list[FileId]):
         self.record = record
         self.segments = tuple(segments)
         self._pins = pins
-        self._keys = keys
+        self._ids = ids
 
     def close(self) -> None:
-        keys, self._keys = self._keys, []
-        self._pins.unpin(keys)
+        ids, self._ids = self._ids, []
+        self._pins.unpin(ids)
 
     def __enter__(self) -> Snapshot:
         return self
@@ -53,24 +59,27 @@ class Snapshot:
 class Upload:
     """One segment on its way in. A context manager; nothing of it remains unless `publish` was called."""
 
-    def __init__(self, store: Store, description: Description, file: NewFile) -> None:
-        self.description = description
+    def __init__(self, store: Store, description: Description, state: State) -> None:
         self._store = store
-        self._file = file
-        self._writer = SegmentWriter(description, file)
+        self._file, self.segment = store._new_file(description, state)
+        try:
+            self._writer = SegmentWriter(description, self._file)
+        except BaseException:
+            self._file.__exit__()
+            raise
 
     def write(self, chunk: Buffer) -> None:
         """See SegmentWriter.write."""
         self._writer.write(chunk)
 
-    def finish(self) -> IndexFile:
-        """All bytes came, are those described, and are on the disk. The index may now be looked at."""
-        self._writer.finish()
-        return self.description.index_file(self._file.path)
+    def finish(self) -> None:
+        """All bytes came, are those described, and are on the disk; `segment` may now be looked at."""
+        with self._store.writing():
+            self._writer.finish()
 
     def publish(self) -> None:
         """Stores the segment, durably; call `finish` before. Raises NotFound if the collection is gone."""
-        self._store._publish(self.description, self._file)
+        self._store._publish(self.segment, self._file)
 
     def __enter__(self) -> Upload:
         return self
@@ -84,53 +93,81 @@ class Upload:
 class Store:
     """One data folder. Thread-safe.
 
-    `removed` is told of every segment whose file has gone or was replaced, so that nobody keeps it mapped. Raises
-    Unavailable if another server has the folder open, FormatVersionError if a newer version made it.
+    kek, previous_kek: see Catalogue. index_memory_bytes: what decrypted indexes may take. `forget` is told of every
+    index that nobody may keep mapped. Raises Unavailable if another server has the folder open, FormatVersionError if
+    a newer version made it, and as Catalogue.
     """
 
     def __init__(
         self,
         root: Path,
         *,
+        kek: KeyProvider | None = None,
+        previous_kek: KeyProvider | None = None,
         orphan_age_s: float = 24 * 3600.0,
+        index_memory_bytes: int = 1 << 62,
         clock_s: Callable[[], float] = time.time,
-        removed: Callable[[StoredSegment], None] = lambda _: None,
+        forget: Forget = lambda *_: None,
     ) -> None:
         self._orphan_age_s = orphan_age_s
         self._clock_s = clock_s
         self._collected_s = clock_s()
-        self._removed = removed
+        self._failed = False
+        self.indexes = Indexes(index_memory_bytes, forget)
         with contextlib.ExitStack() as opened:  # closed again if the rest of the start fails
             self._folder = Folder(root)
             opened.callback(self._folder.close)
-            self._catalogue = Catalogue(self._folder.catalogue)
+            self._folder.require_catalogue()
+            self._catalogue = Catalogue(self._folder.catalogue, kek, previous_kek)
             opened.callback(self._catalogue.close)
             self._folder.sync()
             self._lock = threading.Lock()  # between reading what is live and pinning it, nothing is committed
-            self._pins = Pins(self._remove, removed)
+            self._pins = Pins(self._remove, self.indexes.forget)
             self._segments: dict[Key, StoredSegment] = {}
-            self._catalogue.collect(self._collected_s - orphan_age_s)
-            keys = self._catalogue.keys()
-            self._folder.clean(keys)
-            for key in keys:
-                self._load(key)
+            self._folder.clean_incoming()
+            self._collect()
+            for record in self._catalogue.segments():
+                self._load(record)
             opened.pop_all()
 
-    def _load(self, key: Key) -> None:
+    def _load(self, record: SegmentRecord) -> None:
         """A damaged file stops nobody but those who need it; sending the segment again repairs it."""
         try:
-            path = self._folder.path(key)
-            description = read_description(path)
-            if (description.collection_id, description.segment_id) != key:
+            path = self._folder.path(record.file_id)
+            data_key = self._catalogue.state(record.collection_id).key(record.generation)
+            segment = StoredSegment(read_description(open_source(path, data_key)), path, record.generation, data_key)
+            if segment.file_id != record.file_id:
                 raise TamperedDataError("segment file: it is another segment's")
-            self._segments[key] = StoredSegment(description, path)
+            self._segments[segment.key] = segment
         except HesearchError as error:
-            _log.error("segment %s of collection %s: %s", key[1].hex(), key[0].hex(), error)
+            _log.error("segment %s of collection %s: %s", record.segment_id.hex(), record.collection_id.hex(), error)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around every write. Raises ReadOnlyError after one in which a sync failed."""
+        if self._failed:
+            raise ReadOnlyError("storage: a sync to disk failed; this server takes no writes until it is restarted")
+        try:
+            yield
+        except ReadOnlyError as error:
+            self._failed = True
+            _log.critical("no more writes until a restart: %s", error)
+            raise
+
+    @property
+    def read_only(self) -> bool:
+        """Since a sync failed."""
+        return self._failed
+
+    @property
+    def sealed(self) -> bool:
+        return self._catalogue.sealed
 
     # ---- collections -----------------------------------------------------------------------------------
     def create(self, record: CollectionRecord, sealed_manifest: bytes, limit: int) -> None:
         """See Catalogue.create."""
-        self._catalogue.create(record, sealed_manifest, limit)
+        with self.writing():
+            self._catalogue.create(record, sealed_manifest, limit, self._clock_s())
 
     def find(self, name: str, collection_id: bytes | None = None) -> CollectionRecord:
         """Raises NotFound, also where the name is now another collection's."""
@@ -145,76 +182,163 @@ class Store:
     def totals(self, record: CollectionRecord) -> Totals:
         return self._catalogue.totals(record.collection_id)
 
+    def kept_bytes(self, record: CollectionRecord) -> int:
+        """Of all its segments, live or not."""
+        return self._catalogue.kept_bytes(record.collection_id)
+
     def drop(self, record: CollectionRecord) -> None:
-        """Raises NotFound. Files go when nobody reads them any more."""
-        with self._lock:
+        """Raises NotFound. Its data keys go first; its files when nobody reads them any more."""
+        with self.writing(), self._lock:
             dropped = self._catalogue.drop(record.collection_id)
         self._pins.retire(dropped)
 
     # ---- segments --------------------------------------------------------------------------------------
     def has(self, key: Key) -> bool:
         """Whether the segment is stored and its file is sound; if so, it counts as sent just now."""
-        return key in self._segments and self._catalogue.touch(*key, self._clock_s())
+        if key not in self._segments:
+            return False
+        with self.writing():
+            return self._catalogue.touch(*key, self._clock_s())
 
     def upload(self, description: Description) -> Upload:
-        """Begins to store a segment; now and then, those that were given up are removed first."""
-        if abs(self._clock_s() - self._collected_s) >= self._orphan_age_s / 24:  # also where the clock was set back
-            self._collect()
-        file = NewFile(self._folder.incoming)
-        try:
-            return Upload(self, description, file)
-        except BaseException:
-            file.__exit__()
-            raise
+        """Begins to store a segment; now and then, those that were given up are removed first. Raises NotFound."""
+        with self.writing():
+            if abs(self._clock_s() - self._collected_s) >= self._orphan_age_s / 24:  # also where the clock was set back
+                self._collect()
+            return Upload(self, description, self._catalogue.state(description.collection_id))
+
+    def _new_file(self, description: Description, state: State) -> tuple[NewFile, StoredSegment]:
+        """A file for a segment, under the newest data key, and how it is to be read under its temporary name."""
+        key = (description.collection_id, description.segment_id)
+        newest = state.newest_key
+        if newest is None:
+            file = NewFile(self._folder.incoming)
+            return file, StoredSegment(description, file.path, 0, None)
+        data_key = newest.key
+        file = NewSealedFile(self._folder.incoming, data_key, newest.generation, *key, description.file_bytes)
+        return file, StoredSegment(description, file.path, newest.generation, data_key)
 
     def _collect(self) -> None:
-        """Removes the segments that were last sent `orphan_age_s` ago and never committed."""
+        """Removes the segments that were last sent `orphan_age_s` ago and never committed, and files without a row
+        that are as old."""
         self._collected_s = self._clock_s()
-        with self._lock:
-            orphans = self._catalogue.collect(self._collected_s - self._orphan_age_s)
+        before_s = self._collected_s - self._orphan_age_s
+        with self.writing(), self._lock:
+            orphans = self._catalogue.collect(before_s)
         self._pins.retire(orphans)
+        files_of = (segment.file_id for segment in self._catalogue.segments())
+        collections = (record.collection_id for record in self._catalogue.collections())
+        self._folder.clean(files_of, collections, before_s, self._pins)
 
-    def _publish(self, description: Description, file: NewFile) -> None:
-        key = (description.collection_id, description.segment_id)
-        stored = StoredSegment(description, self._folder.path(key))
-        self._folder.make_place(key)
-        self._pins.pin([key])  # until its row is written, a file looks like garbage
+    def _publish(self, segment: StoredSegment, file: NewFile) -> None:
+        file_id, key = segment.file_id, segment.key
+        description = segment.description
+        stored = StoredSegment(description, self._folder.path(file_id), segment.generation, segment.data_key)
+        record = SegmentRecord(
+            *key, description.blocks, description.stored_bytes, description.index_bytes, segment.generation
+        )
+        self._pins.pin([file_id])  # until its row is written, a file looks like garbage
         try:
-            replaces = stored.path.exists()  # a damaged file, or a retired one that is still read
-            file.publish(stored.path)
-            if replaces:
-                self._removed(stored)
-            self._folder.sync_place(key)
-            self._segments[key] = stored
-            self._catalogue.add(
-                SegmentRecord(*key, description.blocks, description.stored_bytes, description.index_bytes),
-                self._clock_s(),
-            )
+            with self.writing():
+                self._folder.make_place(file_id)
+                replaces = stored.path.exists()  # a damaged file, or a retired one that is still read
+                file.publish(stored.path)
+                if replaces and stored.data_key is None:
+                    self.indexes.forget(stored)
+                self._folder.sync_place(file_id)
+                with self._lock:
+                    replaced = self._catalogue.add(record, self._clock_s())
+                    self._segments[key] = stored
+            if replaced:
+                self._pins.retire([replaced])
         except BaseException:
-            self._pins.retire([key])
+            self._pins.retire([file_id])
             raise
         finally:
-            self._pins.unpin([key])
+            self._pins.unpin([file_id])
+
+    @contextlib.contextmanager
+    def reading(self, segment: StoredSegment) -> Iterator[IndexFile]:
+        """Its index, for an engine to read. Raises TamperedDataError, and then it serves nobody any more."""
+        try:
+            with files.storage_errors("reading an index"), self.indexes.open(segment) as index:
+                yield index
+        except TamperedDataError:
+            self.damaged(segment)
+            raise
 
     def damaged(self, segment: StoredSegment) -> None:
         """Its bytes turned out to be wrong: it serves nobody until it is sent again."""
-        description = segment.description
-        key = (description.collection_id, description.segment_id)
         with self._lock:  # several threads may notice at the same time
-            known = self._segments.get(key) is segment  # and it was not sent again meanwhile
+            known = self._segments.get(segment.key) is segment  # and it was not sent again meanwhile
             if known:
-                self._segments.pop(key, None)
+                self._segments.pop(segment.key, None)
         if known:
-            _log.error("segment %s of collection %s: its bytes are not those stored", key[1].hex(), key[0].hex())
+            collection_id, segment_id = segment.key
+            _log.error(
+                "segment %s of collection %s: its bytes are not those stored", segment_id.hex(), collection_id.hex()
+            )
 
-    def _remove(self, key: Key) -> StoredSegment | None:
-        """Removes the file of a segment that the catalogue does not have (any more, or again)."""
-        stored = None
+    def _remove(self, file_id: FileId) -> StoredSegment | None:
+        """Removes the file of a segment that the catalogue does not have (any more, or again); the segment, if what
+        is opened of it may go, too."""
+        gone = None
         with contextlib.suppress(HesearchError):  # then the next start removes it
-            if not self._catalogue.contains(key):
-                stored = self._segments.pop(key, None)
-                files.remove(self._folder.path(key))
-        return stored
+            if not self._catalogue.contains(file_id):
+                known = self._segments.get(file_id[:2])
+                if known is not None and known.file_id == file_id:
+                    gone = self._segments.pop(file_id[:2])
+                files.remove(self._folder.path(file_id))
+        return gone
+
+    # ---- data keys -------------------------------------------------------------------------------------
+    def states(self) -> list[State]:
+        """Of all collections, as they are now."""
+        return self._catalogue.states()
+
+    def add_data_key(self, collection_id: bytes) -> None:
+        """A new data key for what is written from now on. Raises NotFound."""
+        with self.writing():
+            self._catalogue.add_data_key(collection_id, self._clock_s())
+
+    def outdated(self, collection_id: bytes) -> list[SegmentRecord]:
+        """The segments whose files are not under the newest data key. Raises NotFound."""
+        newest = self._catalogue.state(collection_id).newest_key
+        return [s for s in self._catalogue.segments(collection_id) if newest and s.generation != newest.generation]
+
+    def reseal(self, record: SegmentRecord) -> bool:
+        """Writes the file of a segment anew under the newest data key, durably; the old one goes when nobody reads
+        it. False if it is gone by now. Raises TamperedDataError if it is damaged."""
+        with self.segment(self._catalogue.state(record.collection_id).record, record.segment_id) as snapshot:
+            (old,) = snapshot.segments
+            if old.file_id != record.file_id:
+                return False
+            source, length_bytes = old.source, old.description.file_bytes
+            state = self._catalogue.state(record.collection_id)
+            file, new = self._new_file(old.description, state)
+            with file:
+                for start in range(0, length_bytes, _COPY_BYTES):
+                    file.append(source.read(start, min(_COPY_BYTES, length_bytes - start)))
+                moved = StoredSegment(old.description, self._folder.path(new.file_id), new.generation, new.data_key)
+                self._pins.pin([new.file_id])
+                try:
+                    with self.writing():
+                        file.sync()
+                        file.publish(moved.path)
+                        self._folder.sync_place(new.file_id)
+                        with self._lock:
+                            done = self._catalogue.move(record, new.generation)
+                            if done:
+                                self._segments[moved.key] = moved
+                    self._pins.retire([record.file_id if done else new.file_id])
+                finally:
+                    self._pins.unpin([new.file_id])
+        return done
+
+    def drop_old_data_keys(self, collection_id: bytes) -> None:
+        """See Catalogue.drop_old_data_keys."""
+        with self.writing():
+            self._catalogue.drop_old_data_keys(collection_id)
 
     # ---- the manifest ----------------------------------------------------------------------------------
     def manifest(self, name: str) -> tuple[CollectionRecord, bytes, list[bytes]]:
@@ -225,7 +349,7 @@ class Store:
         self, record: CollectionRecord, expected_version: int, sealed_manifest: bytes, live: Sequence[bytes]
     ) -> int:
         """See Catalogue.commit. The segments that were live and are no more go when nobody reads them."""
-        with self._lock:
+        with self.writing(), self._lock:
             version, retired = self._catalogue.commit(record.collection_id, expected_version, sealed_manifest, live)
         self._pins.retire(retired)
         return version
@@ -249,7 +373,7 @@ class Store:
         """One segment, live or not. Raises NotFound, TamperedDataError if its file is damaged."""
         key = (record.collection_id, segment_id)
         with self._lock:
-            if not self._catalogue.contains(key):
+            if self._catalogue.segment(key) is None:
                 raise NotFound(f"segment: {segment_id.hex()[:16]}… is not stored here")
             return self._pinned(record, [key])
 
@@ -261,9 +385,11 @@ class Store:
                     f"segment: the stored file of {key[1].hex()[:16]}… is damaged; sending it again repairs it"
                 )
             segments.append(segment)
-        self._pins.pin(keys)
-        return Snapshot(record, segments, self._pins, keys)
+        ids = [segment.file_id for segment in segments]
+        self._pins.pin(ids)
+        return Snapshot(record, segments, self._pins, ids)
 
     def close(self) -> None:
+        self.indexes.close()
         self._catalogue.close()
         self._folder.close()

@@ -37,13 +37,16 @@ def warm(service: Service, stop: threading.Event) -> Warmth:
     """Every live segment of every collection, until `stop` or MEMORY_SHARE is full; damaged ones are passed over."""
     began = time.monotonic()
     room = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if service.store.sealed:
+        room = min(room, service.config.index_memory_bytes)
     total = warmed = 0
     for engine, segment in service.live_segments():
         size = segment.description.index_bytes
         total += size
         if not stop.is_set() and warmed + size <= room:
             with contextlib.suppress(HesearchError, OSError):
-                engine.warm(segment.index)
+                with service.store.reading(segment) as index:
+                    engine.warm(index)
                 warmed += size
     return Warmth(total, warmed, huge_page_bytes(), time.monotonic() - began)
 

@@ -74,16 +74,18 @@ class Collection(_message.Message):
     def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., version: _Optional[int] = ..., segments: _Optional[int] = ..., blocks: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ...) -> None: ...
 
 class CreateCollectionRequest(_message.Message):
-    __slots__ = ("context", "collection_id", "parameters", "sealed_manifest")
+    __slots__ = ("context", "collection_id", "parameters", "sealed_manifest", "import_version")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SEALED_MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    IMPORT_VERSION_FIELD_NUMBER: _ClassVar[int]
     context: Context
     collection_id: bytes
     parameters: Parameters
     sealed_manifest: bytes
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., sealed_manifest: _Optional[bytes] = ...) -> None: ...
+    import_version: int
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., sealed_manifest: _Optional[bytes] = ..., import_version: _Optional[int] = ...) -> None: ...
 
 class DescribeCollectionRequest(_message.Message):
     __slots__ = ("format_version", "collection")
@@ -162,6 +164,16 @@ class WriteSegmentResponse(_message.Message):
     segment_id: bytes
     existed: bool
     def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., segment_id: _Optional[bytes] = ..., existed: _Optional[bool] = ...) -> None: ...
+
+class DescribeSegmentRequest(_message.Message):
+    __slots__ = ("context", "collection_id", "segment_id")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    context: Context
+    collection_id: bytes
+    segment_id: bytes
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., segment_id: _Optional[bytes] = ...) -> None: ...
 
 class ReadSegmentPartRequest(_message.Message):
     __slots__ = ("context", "segment_id", "kind", "offset_bytes", "length_bytes")

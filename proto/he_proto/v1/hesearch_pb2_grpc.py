@@ -59,6 +59,11 @@ class HeSearchStub:
                 request_serializer=he__proto_dot_v1_dot_hesearch__pb2.WriteSegmentRequest.SerializeToString,
                 response_deserializer=he__proto_dot_v1_dot_hesearch__pb2.WriteSegmentResponse.FromString,
                 _registered_method=True)
+        self.DescribeSegment = channel.unary_unary(
+                '/hesearch.v1.HeSearch/DescribeSegment',
+                request_serializer=he__proto_dot_v1_dot_hesearch__pb2.DescribeSegmentRequest.SerializeToString,
+                response_deserializer=he__proto_dot_v1_dot_hesearch__pb2.SegmentHeader.FromString,
+                _registered_method=True)
         self.ReadSegmentPart = channel.unary_stream(
                 '/hesearch.v1.HeSearch/ReadSegmentPart',
                 request_serializer=he__proto_dot_v1_dot_hesearch__pb2.ReadSegmentPartRequest.SerializeToString,
@@ -86,6 +91,7 @@ class HeSearchServicer:
 
     def CreateCollection(self, request, context):
         """Makes a collection and its first manifest (version 1), durably. The same request again changes nothing.
+        With import_version, a copy of one that was exported: empty and without a manifest until the first commit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +121,13 @@ class HeSearchServicer:
         """One segment: a header, then its parts' bytes in the header's order, in chunks. Durable when it returns;
         sending a segment that exists already changes nothing, and is answered after its header. It is not searched
         until a manifest names it; one that none names within a day may be deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeSegment(self, request, context):
+        """The header with which a segment was stored: what a copy of the collection needs besides the parts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +189,11 @@ def add_HeSearchServicer_to_server(servicer, server):
                     servicer.WriteSegment,
                     request_deserializer=he__proto_dot_v1_dot_hesearch__pb2.WriteSegmentRequest.FromString,
                     response_serializer=he__proto_dot_v1_dot_hesearch__pb2.WriteSegmentResponse.SerializeToString,
+            ),
+            'DescribeSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeSegment,
+                    request_deserializer=he__proto_dot_v1_dot_hesearch__pb2.DescribeSegmentRequest.FromString,
+                    response_serializer=he__proto_dot_v1_dot_hesearch__pb2.SegmentHeader.SerializeToString,
             ),
             'ReadSegmentPart': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadSegmentPart,
@@ -333,6 +351,33 @@ class HeSearch:
             '/hesearch.v1.HeSearch/WriteSegment',
             he__proto_dot_v1_dot_hesearch__pb2.WriteSegmentRequest.SerializeToString,
             he__proto_dot_v1_dot_hesearch__pb2.WriteSegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hesearch.v1.HeSearch/DescribeSegment',
+            he__proto_dot_v1_dot_hesearch__pb2.DescribeSegmentRequest.SerializeToString,
+            he__proto_dot_v1_dot_hesearch__pb2.SegmentHeader.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,164 @@
+"""What the catalogue knows of collections and segments, and how a row is written down.
+
+Numbers are little-endian. The content of a collection's `state` cell (format 1):
+
+    u32 length, name in UTF-8 · u32 length, the Parameters message · 32 bytes parameter digest · u64 version
+    u8 1 if there is a manifest, 0 while the collection is being imported
+    u32 number of data keys; each: u32 generation, f64 Unix time of making, 32 bytes key; generations ascending
+    u32 number of live segments; each: 32 bytes id, in the manifest's order
+
+and of a segment's cell: u64 blocks · u64 stored bytes · u64 index bytes · f64 Unix time of the last upload ·
+u32 generation of the data key that the file is sealed under, 0: not sealed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from he_engine.errors import TamperedDataError
+from he_engine.keys import KEY_BYTES, RootKey
+
+ID_BYTES = 32
+_KEY = struct.Struct(f"<Id{KEY_BYTES}s")
+_SEGMENT = struct.Struct("<QQQdI")
+
+Key = tuple[bytes, bytes]  #: (collection id, segment id)
+FileId = tuple[bytes, bytes, int]  #: and the generation of the data key
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRecord:
+    """One collection, without its manifest, keys and segments."""
+
+    name: str
+    collection_id: bytes
+    parameters: bytes  #: the serialised Parameters message
+    parameter_digest: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Over the live segments of one collection."""
+
+    segments: int
+    blocks: int
+    stored_bytes: int
+    index_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """One stored segment."""
+
+    collection_id: bytes
+    segment_id: bytes
+    blocks: int
+    stored_bytes: int
+    index_bytes: int
+    generation: int = 0  #: of the data key; 0: not sealed
+
+    @property
+    def file_id(self) -> FileId:
+        return self.collection_id, self.segment_id, self.generation
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """What seals the files of one collection."""
+
+    generation: int
+    made_s: float
+    secret: bytes = field(repr=False)
+
+    @property
+    def key(self) -> RootKey:
+        return RootKey(self.secret)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Of one collection, all that one row says but its manifest."""
+
+    record: CollectionRecord
+    has_manifest: bool
+    keys: tuple[DataKey, ...]  #: generations ascending; empty: not sealed
+    live: tuple[bytes, ...]
+
+    @property
+    def newest_key(self) -> DataKey | None:
+        return self.keys[-1] if self.keys else None
+
+    def key(self, generation: int) -> RootKey | None:
+        """None for generation 0. Raises TamperedDataError where it is gone."""
+        if generation == 0:
+            return None
+        for data_key in self.keys:
+            if data_key.generation == generation:
+                return data_key.key
+        raise TamperedDataError(f"catalogue: the data key of generation {generation} is gone")
+
+    def with_new_key(self, now_s: float) -> State:
+        """And a data key from the system's generator, newer than all it has."""
+        generation = self.keys[-1].generation + 1 if self.keys else 1
+        return replace(self, keys=(*self.keys, DataKey(generation, now_s, secrets.token_bytes(KEY_BYTES))))
+
+    def to_bytes(self) -> bytes:
+        record = self.record
+        name = record.name.encode()
+        parts = [
+            struct.pack("<I", len(name)), name, struct.pack("<I", len(record.parameters)), record.parameters,
+            record.parameter_digest, struct.pack("<QBI", record.version, self.has_manifest, len(self.keys)),
+        ]  # fmt: skip
+        parts += [_KEY.pack(k.generation, k.made_s, k.secret) for k in self.keys]
+        parts += [struct.pack("<I", len(self.live)), *self.live]
+        return b"".join(parts)
+
+    @classmethod
+    def parse(cls, collection_id: bytes, raw: bytes) -> State:
+        """Raises TamperedDataError."""
+        view = _Reader(raw)
+        try:
+            name = view.take(view.number("<I")).decode()
+            parameters = view.take(view.number("<I"))
+            digest = view.take(ID_BYTES)
+            version, has_manifest = view.number("<Q"), view.number("<B")
+            keys = []
+            for _ in range(view.number("<I")):
+                keys.append(DataKey(*_KEY.unpack(view.take(_KEY.size))))
+            live = tuple(view.take(ID_BYTES) for _ in range(view.number("<I")))
+        except (ValueError, struct.error):
+            raise TamperedDataError("catalogue: a collection's row has another form than expected") from None
+        if view.rest or has_manifest > 1:
+            raise TamperedDataError("catalogue: a collection's row has another form than expected")
+        record = CollectionRecord(name, collection_id, parameters, digest, version)
+        return cls(record, bool(has_manifest), tuple(keys), live)
+
+
+class _Reader:
+    def __init__(self, raw: bytes) -> None:
+        self.rest = memoryview(raw)
+
+    def take(self, length: int) -> bytes:
+        if length > len(self.rest):
+            raise ValueError
+        taken, self.rest = bytes(self.rest[:length]), self.rest[length:]
+        return taken
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+
+def segment_to_bytes(segment: SegmentRecord, touched_s: float) -> bytes:
+    return _SEGMENT.pack(segment.blocks, segment.stored_bytes, segment.index_bytes, touched_s, segment.generation)
+
+
+def segment_from_bytes(key: Key, raw: bytes) -> tuple[SegmentRecord, float]:
+    """The record and the Unix time of its last upload. Raises TamperedDataError."""
+    if len(raw) != _SEGMENT.size:
+        raise TamperedDataError("catalogue: a segment's row has another form than expected")
+    blocks, stored_bytes, index_bytes, touched_s, generation = _SEGMENT.unpack(raw)
+    return SegmentRecord(*key, blocks, stored_bytes, index_bytes, generation), touched_s

@@ -1,0 +1,126 @@
+"""One SQLite file, opened so that a transaction is on the disk when it returns, and nothing deleted stays in the file.
+
+WAL mode with synchronous=FULL: a commit is synced to the log. After each one the log is brought into the file and cut
+to nothing (a log that is damaged later would take commits back silently; rows in the file have checksums), and
+secure_delete overwrites what was deleted. A failure of the disk in a commit is final: see he_server.files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from he_engine.errors import FormatVersionError, LimitExceeded, ReadOnlyError, TamperedDataError, Unavailable
+from he_server.calls import step
+from he_server.files import storage_errors
+
+APPLICATION_ID = 0x48455352  # "HESR"
+
+
+@contextlib.contextmanager
+def sqlite_errors() -> Iterator[None]:
+    """Failures of SQLite become errors of ours that say nothing of paths or statements."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "error")
+        if name == "SQLITE_FULL":
+            raise LimitExceeded("catalogue: no room left; nothing was changed") from error
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            raise TamperedDataError("catalogue: the file is damaged; `hesearch fsck` says more") from error
+        if name.startswith("SQLITE_IOERR"):
+            raise ReadOnlyError(f"catalogue: {name}; this server takes no writes until it is restarted") from error
+        raise Unavailable(f"catalogue: {name}; nothing was changed") from error
+
+
+class Database:
+    """One connection behind one lock (reentrant). Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FormatVersionError for a SQLite file that is not ours, TamperedDataError for a damaged one."""
+        self.lock = threading.RLock()
+        self._failed = False
+        with storage_errors("opening the catalogue"):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its owner's alone; so is its log
+        with sqlite_errors():
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            with sqlite_errors():
+                for pragma in (
+                    "secure_delete = ON",
+                    "journal_mode = WAL",
+                    "synchronous = FULL",
+                    "wal_autocheckpoint = 0",
+                ):
+                    self._db.execute(f"PRAGMA {pragma}")
+                if self.all("PRAGMA integrity_check(1)") != [("ok",)]:
+                    raise TamperedDataError("catalogue: the file is damaged; `hesearch fsck` says more")
+                application, objects = (
+                    self.one("PRAGMA application_id")[0],
+                    self.one("SELECT COUNT(*) FROM sqlite_schema")[0],
+                )
+                if application != APPLICATION_ID and (application or objects):
+                    raise FormatVersionError("catalogue: this SQLite file is not one of ours")
+        except BaseException:
+            self._db.close()
+            raise
+
+    @property
+    def schema_version(self) -> int:
+        """0: a new file."""
+        with self.lock, sqlite_errors():
+            version: int = self.one("PRAGMA user_version")[0]
+            return version
+
+    def stamp(self, schema_version: int) -> None:
+        """Within a transaction."""
+        self._db.execute(f"PRAGMA user_version = {schema_version}")
+        self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing; durable when the block has ended. Holds the lock."""
+        with self.lock:
+            if self._failed:
+                raise ReadOnlyError("catalogue: the disk failed; this server takes no writes until it is restarted")
+            with sqlite_errors():
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    with step("commit"):
+                        self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """What it cannot do now (somebody reads the file, the disk is full) the next transaction does, unless the disk
+        failed: what was committed is in the log, but there must be no next one."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            self._failed = getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
+
+    def one(self, statement: str, *values: object) -> Any:
+        with self.lock, sqlite_errors():
+            return self._db.execute(statement, values).fetchone()
+
+    def all(self, statement: str, *values: object) -> list[Any]:
+        with self.lock, sqlite_errors():
+            return self._db.execute(statement, values).fetchall()
+
+    def copy_to(self, path: Path) -> None:
+        """A consistent copy, while others use it."""
+        with self.lock, sqlite_errors(), contextlib.closing(sqlite3.connect(path)) as target:
+            self._db.backup(target)
+
+    def close(self) -> None:
+        with self.lock:
+            self._db.close()

@@ -1,0 +1,179 @@
+"""A data folder checked byte by byte, and repaired as far as that is possible.
+
+`check` reads every row and every segment file in full and changes nothing. What a crash may leave (files on their way,
+files without a row) is no damage; the next server removes it. With `repair`:
+
+    leftovers                 removed; where the catalogue is damaged, files without a row are put aside instead
+    a damaged segment file    fetched from `source`, or put aside, so that sending the segment again makes it whole
+    a damaged catalogue       put aside, and made anew of all rows that can be read; a segment's row also of its file
+
+Aside is `damaged/TIME/` in the data folder: nothing that was ever acknowledged is deleted. What only a client or a
+backup can make whole stays a problem, and its message says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
+from he_server import files, fsck_catalogue
+from he_server.catalogue_rows import Key, SegmentRecord
+from he_server.folder import place
+from he_server.fsck_catalogue import Rows
+from he_server.kek import KeyProvider
+from he_server.sealed_file import CHUNK_BYTES
+from he_server.segment_file import Description, Source, open_source, read_description
+
+_ADVICE = (
+    "`hesearch fsck --repair --from BACKUP` fetches it, a client that sends it again replaces it, "
+    "`hesearch repair` goes on without its rows"
+)
+Progress = Callable[[int], None]  #: given the bytes read since the last time
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found. All texts are for the operator."""
+
+    problems: list[str]  #: what is wrong now
+    repaired: list[str]  #: what was done
+    leftovers: list[str]  #: harmless remains of a crash, by their places in the folder
+    collections: int
+    segments: int
+    checked_bytes: int  #: of segment files
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems
+
+
+@dataclass(slots=True)
+class Findings:
+    """Of one look at a folder."""
+
+    rows: Rows
+    problems: list[str] = field(default_factory=list)
+    damaged: list[SegmentRecord] = field(default_factory=list)  #: their files are, or are missing
+    strays: list[Path] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    checked_bytes: int = 0
+
+
+def check(
+    root: Path,
+    kek: KeyProvider | None = None,
+    *,
+    repair: bool = False,
+    source: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """`root`: a data folder that no server has open, or a backup. `kek`: of a sealed one. `source`: a backup or another
+    data folder (under the same kek, or unsealed), to take segments from.
+
+    Raises NotFound, Unavailable (a server has it open), InvalidInput (no kek), WrongKeyError, FormatVersionError; with
+    `repair` LimitExceeded and ReadOnlyError, too.
+    """
+    if not root.is_dir():
+        raise NotFound("data folder: there is none")
+    with locked(root, make=repair):
+        found, repaired = look(root, kek, progress), []
+        if repair and (found.problems or found.strays or found.unfinished):
+            from he_server.fsck_repair import Repair
+
+            repaired = Repair(root, found, kek, source).run()
+            found = look(root, kek, progress)
+    leftovers = [str(path.relative_to(root)) for path in (*found.unfinished, *found.strays)]
+    counts = (len(found.rows.collections), len(found.rows.segments), found.checked_bytes)
+    return Report(found.problems, repaired, leftovers, *counts)
+
+
+@contextlib.contextmanager
+def locked(root: Path, *, make: bool) -> Iterator[None]:
+    """As a server does it, but nothing is written. A folder without the file was never served; `make` makes it."""
+    try:
+        descriptor = os.open(root / "lock", os.O_CREAT | os.O_RDWR if make else os.O_RDONLY, 0o600)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Unavailable("data folder: a server has it open; stop it, or check a backup") from None
+    finally:
+        os.close(descriptor)
+
+
+def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
+    """Everything read, nothing changed."""
+    segments, catalogue = root / "segments", root / "catalogue.sqlite"
+    rows = fsck_catalogue.read(catalogue, kek)
+    found = Findings(rows, list(rows.problems))
+    for key, (record, _) in rows.segments.items():
+        try:
+            found.checked_bytes += _check_segment(segments, rows, record, progress)
+        except HesearchError as error:
+            found.damaged.append(record)
+            state = "live" if key in rows.live else "not live"
+            found.problems.append(
+                f"{rows.label(key[0])}, segment {key[1].hex()} ({state}): {error}; {_ADVICE}"
+            )
+    with files.storage_errors("looking at the data folder"):
+        wanted = {place(segments, file_id) for file_id in rows.file_ids}
+        found.strays = sorted(path for path in segments.rglob("*") if path not in wanted and not path.is_dir())
+        found.unfinished = sorted((root / "incoming").glob("*"))
+    if found.strays and not (catalogue.exists() and catalogue.stat().st_size):
+        found.problems.append("catalogue: it is missing, and there are segments; restore a backup")
+    return found
+
+
+def _check_segment(segments: Path, rows: Rows, record: SegmentRecord, progress: Progress) -> int:
+    """The bytes read. Raises HesearchErrors."""
+    state = rows.collections[record.collection_id].state
+    description = verify(open_source(place(segments, record.file_id), state.key(record.generation)), progress)
+    seen = SegmentRecord(
+        description.collection_id,
+        description.segment_id,
+        description.blocks,
+        description.stored_bytes,
+        description.index_bytes,
+        record.generation,
+    )
+    if seen.file_id != record.file_id:
+        raise TamperedDataError("segment file: it is another segment's")
+    if seen != record or description.parameter_digest != state.record.parameter_digest:
+        raise TamperedDataError("segment file: its row says something else of it")
+    return description.file_bytes
+
+
+def verify(source: Source, progress: Progress = lambda _: None) -> Description:
+    """Every byte of a segment file, padding too, read once and in order. Raises TamperedDataError."""
+    description = read_description(source)
+    parts = [part for part in description.parts if part.length_bytes]
+    digests = [hashlib.sha256() for _ in parts]
+    for start in range(0, description.file_bytes, CHUNK_BYTES):
+        chunk = memoryview(source.read(start, min(CHUNK_BYTES, description.file_bytes - start)))
+        covered = files.PAGE_BYTES if not start else 0  # of this chunk: by the header
+        for part, digest in zip(parts, digests, strict=True):
+            first, last = (min(max(at - start, 0), len(chunk)) for at in (part.offset_bytes, part.end_bytes))
+            if first < last:
+                if any(chunk[covered:first]):
+                    raise TamperedDataError("segment file: the padding before a part is not zero")
+                digest.update(chunk[first:last])
+                covered = last
+        progress(len(chunk))
+    for part, digest in zip(parts, digests, strict=True):
+        if digest.digest() != part.sha256:
+            raise TamperedDataError(f"segment file: part {part.kind} does not match its digest")
+    return description
+
+
+def names(findings: Findings) -> dict[Key, SegmentRecord]:
+    """The damaged ones by their keys."""
+    return {record.file_id[:2]: record for record in findings.damaged}

@@ -1,0 +1,38 @@
+"""The address to listen on, and whether it may be: plaintext on loopback only."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+
+from he_engine.errors import InvalidInput
+from he_server.config import ServerConfig
+
+
+def split_address(listen: str) -> tuple[str, int]:
+    """(host, port) of "host:port" or "[v6]:port". Raises InvalidInput."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d{1,5})", listen)
+    if match is None or int(match[2]) > 65535:
+        raise InvalidInput(f"listen: got {listen!r}, expected host:port, for example 127.0.0.1:50051")
+    return match[1].strip("[]"), int(match[2])
+
+
+def require_listenable(config: ServerConfig) -> None:
+    """Raises InvalidInput unless there is a certificate, or plaintext is wanted and every address of the host is this
+    machine's own."""
+    host, port = split_address(config.listen)
+    if config.tls_cert:
+        return
+    if not config.insecure:
+        raise InvalidInput(
+            "tls_cert, tls_key: got none; give --tls-cert and --tls-key, or --insecure to serve plaintext on loopback"
+        )
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except OSError:
+        raise InvalidInput(f"listen: the host {host!r} has no address") from None
+    if not all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found):
+        raise InvalidInput(
+            f"listen: got {host!r}, but plaintext (--insecure) is served on loopback only: 127.0.0.1 or ::1"
+        )

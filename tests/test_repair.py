@@ -1,0 +1,229 @@
+"""Repair: what a damaged server still has is kept, what it lost is named, and nothing happens unasked."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from he_client import Client, Collection, CollectionKey, Conflict, HesearchError, RollbackError, TamperedDataError
+from he_client.cli import main
+from he_proto.v1 import hesearch_pb2 as pb
+from tests.conftest import unit_rows
+from tests.lying_fixture import lying_client
+from tests.sdk_fixture import grpc_address
+
+DIM = 8
+ROWS = unit_rows(np.random.default_rng(3), 40, DIM)
+QUERY = unit_rows(np.random.default_rng(4), 1, DIM)[0]
+SECOND = range(20, 40)
+
+
+@pytest.fixture
+def key() -> CollectionKey:
+    return CollectionKey.generate()
+
+
+def fill(client: Client, key: CollectionKey, **options: Any) -> list[bytes]:
+    """Two segments, with payloads; a row of the second deleted. Their ids."""
+    made = client.create_collection("c", dim=DIM, key=key, **options)
+    for ids in (list(range(20)), list(SECOND)):
+        made.insert(ids, ROWS[ids], payloads=[f"text {i}" for i in ids])
+    made.delete([25])
+    return [s.id for s in made._state.current[1]]
+
+
+def damage(folder: Path, segment_id: bytes, kind: pb.PartKind | None) -> None:
+    """Flip a bit of a part on the disk; None: of the header."""
+    (path,) = [p for p in folder.rglob("*") if p.is_file() and p.name.startswith(segment_id.hex())]
+    content = bytearray(path.read_bytes())
+    offset = 50
+    if kind is not None:
+        table = [struct.unpack_from("<IIQQ32s", content, 104 + 56 * i) for i in range(content[12])]
+        offset = next(at + length // 2 for number, _, at, length, _ in table if number == kind)
+    content[offset] ^= 4
+    path.write_bytes(content)
+
+
+def hits(collection: Collection) -> dict[Any, tuple[float, Any]]:
+    return {hit.id: (hit.score, hit.payload) for hit in collection.search(QUERY, k=100)}
+
+
+def test_a_sound_collection_is_left_alone(key: CollectionKey) -> None:
+    with lying_client() as (client, transport):
+        fill(client, key)
+        transport.calls.clear()
+        report = client.repair_collection("c", key=key, confirm=True)
+        assert (report.segments, report.damaged, report.repaired, report.version) == (2, 0, False, 4)
+        assert not {"CommitManifest", "WriteSegment"} & {*transport.calls}
+
+
+@pytest.mark.parametrize(
+    ("kind", "restart"),
+    [
+        (pb.PART_KIND_INDEX, False),
+        (pb.PART_KIND_HINT, False),
+        (pb.PART_KIND_ROWS, False),
+        (pb.PART_KIND_FINGERPRINT, False),
+        (pb.PART_KIND_PAYLOADS, False),
+        (pb.PART_KIND_HINT, True),
+        (None, True),
+    ],
+)
+def test_each_kind_of_damage_costs_what_it_must(
+    kind: pb.PartKind | None, restart: bool, key: CollectionKey, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    options = {"metric": "l2", "norm_bound": 1.0} if kind == pb.PART_KIND_HINT else {}
+    client = Client(folder)
+    ids = fill(client, key, **options)
+    before = hits(client.open_collection("c", key=key))
+    if restart:
+        client.close()
+    damage(folder, ids[1], kind)
+    if restart:
+        with Client(folder) as client, pytest.raises(TamperedDataError):
+            client.open_collection("c", key=key)  # a server that has noticed it gives no other part of the segment
+        client = Client(folder)
+    client._cache = type(client._cache)(None)
+    live = [i for i in SECOND if i != 25]
+    lost = live if kind in (pb.PART_KIND_INDEX, pb.PART_KIND_ROWS, None) else []
+    named = live if kind == pb.PART_KIND_INDEX else []
+    payloads = 19 if kind == pb.PART_KIND_PAYLOADS else 0
+    with client:
+        report = client.repair_collection("c", key=key, confirm=True)
+        assert (report.damaged, report.lost_rows, report.lost_ids, report.lost_payloads, report.repaired) == (
+            1, len(lost), named, payloads, True
+        )  # fmt: skip
+        assert report.version == 5
+        again = client.open_collection("c", key=key)
+        expected = {i: hit for i, hit in before.items() if i not in lost}
+        if payloads:
+            expected |= {i: (expected[i][0], None) for i in live}
+        assert hits(again) == expected
+        assert client.repair_collection("c", key=key).damaged == 0
+        again.insert([25, *lost], ROWS[[25, *lost]])  # the ids are free
+
+
+def test_unconfirmed_it_says_and_changes_nothing(key: CollectionKey, tmp_path: Path) -> None:
+    with Client(tmp_path) as client:
+        ids = fill(client, key)
+        collection = client.open_collection("c", key=key)
+        described = client.describe("c")
+        damage(tmp_path, ids[1], pb.PART_KIND_INDEX)
+        report = collection.repair()
+        assert (report.damaged, report.lost_rows, report.repaired) == (1, 19, False)
+        assert client.describe("c") == described
+        assert collection.repair(confirm=True).lost_ids == [i for i in SECOND if i != 25]
+        assert collection.count() == 20 and len(hits(collection)) == 20  # the open one goes on
+
+
+def test_a_row_table_that_is_cached_here_names_what_is_lost(key: CollectionKey, tmp_path: Path) -> None:
+    with Client(tmp_path / "data", cache=tmp_path / "cache") as client:
+        ids = fill(client, key)
+        damage(tmp_path / "data", ids[1], pb.PART_KIND_ROWS)
+        report = client.repair_collection("c", key=key, confirm=True)
+        assert (report.lost_rows, report.lost_payloads) == (19, 0)  # the server gives no other part of it now
+        assert report.lost_ids == [i for i in SECOND if i != 25]
+
+
+def test_all_segments_lost_leave_an_empty_collection(key: CollectionKey, tmp_path: Path) -> None:
+    with Client(tmp_path) as client:
+        for segment_id in fill(client, key):
+            damage(tmp_path, segment_id, pb.PART_KIND_INDEX)
+        assert client.repair_collection("c", key=key, confirm=True).lost_rows == 39
+        assert client.open_collection("c", key=key).count() == 0
+
+
+def test_another_writer_in_between_is_a_conflict(key: CollectionKey) -> None:
+    def refuse(_: list[Any]) -> list[Any]:
+        raise TamperedDataError("damaged")
+
+    with lying_client() as (client, transport):
+        fill(client, key)
+        writer = client.open_collection("c", key=key)
+
+        def write() -> None:
+            transport.before.clear()
+            writer.delete([1])
+
+        transport.lies["ReadSegmentPart"] = refuse
+        transport.before["CommitManifest"] = write
+        with pytest.raises(Conflict):
+            client.repair_collection("c", key=key, confirm=True)
+        transport.lies.clear()
+        assert client.open_collection("c", key=key).count() == 38
+
+
+def test_an_older_manifest_is_not_repaired(key: CollectionKey) -> None:
+    with lying_client() as (client, transport):
+        fill(client, key)
+        collection = client.open_collection("c", key=key)
+        request = pb.ReadManifestRequest(context=client._describe("c").context)
+        older = transport.honest.call("ReadManifest", request, timeout_s=1.0)
+        collection.delete([1])
+        transport.lies["ReadManifest"] = lambda _: older
+        transport.calls.clear()
+        with pytest.raises(RollbackError):
+            collection.repair(confirm=True)
+        assert transport.calls == ["ReadManifest"]
+
+
+def test_tenseal_is_repaired_too(key: CollectionKey, tmp_path: Path) -> None:
+    with Client(tmp_path) as client:
+        made = client.create_collection("c", dim=2, key=key, engine="tenseal")
+        made.insert(range(5), unit_rows(np.random.default_rng(0), 5, 2), payloads=["x"] * 5)
+        damage(tmp_path, made._state.current[1][0].id, pb.PART_KIND_PAYLOADS)
+        client._cache = type(client._cache)(None)
+        report = client.repair_collection("c", key=key, confirm=True)
+        assert (report.lost_rows, report.lost_payloads) == (0, 5)
+        found = client.open_collection("c", key=key).search(np.array([1.0, 0.0]), k=9)
+        assert [hit.payload for hit in found] == [None] * 5
+
+
+# ---- the command line ----------------------------------------------------------------------------------------
+def test_the_four_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p").write_text("passphrase\n")
+    for name in ("one.key", "two.key"):
+        CollectionKey.generate().save(tmp_path / name, "passphrase")
+    key = ["--key", str(tmp_path / "one.key"), "--passphrase-file", str(tmp_path / "p")]
+    new = ["--new-key", str(tmp_path / "two.key"), "--new-passphrase-file", str(tmp_path / "p")]
+
+    def run(*arguments: str, code: int = 0) -> Any:
+        assert main([*arguments, "--json"]) == code
+        out = capsys.readouterr().out
+        return json.loads(out) if out else None
+
+    folder, file = tmp_path / "data", str(tmp_path / "c.archive")
+    with grpc_address(folder) as address:
+        server = ["--server", address, "--insecure"]
+        with Client(address, insecure=True) as client:
+            ids = fill(client, CollectionKey.load(tmp_path / "one.key", "passphrase"))
+        assert run("export", "c", file, *server)["segments"] == 2
+        run("export", "c", file, *server, code=4)
+        assert run("import", file, *server)["existed"] == 2
+        run("drop", "c", *server)
+        assert run("import", file, *server)["existed"] == 0
+        damage(folder, ids[1], pb.PART_KIND_INDEX)
+        assert run("repair", "c", *key, *server, code=1)["lost_rows"] == 19
+        assert run("repair", "c", *key, *server, "--yes")["repaired"]
+        assert run("repair", "c", *key, *server)["damaged"] == 0
+        run("reseal", "c", *key, *server, *new[:1], key[1], *new[2:], code=2)
+        done = run("reseal", "c", *key, *server, *new)
+        assert (done["rows"], done["made"]) == (20, 1)
+        assert run("reseal", "c", *key, *server, *new)["made"] == 0  # again: nothing is left to do
+        run("repair", "c", *key, *server, code=5)
+    assert not list(tmp_path.glob("*.reseal"))
+
+
+def test_errors_tell_no_path_of_the_server(key: CollectionKey, tmp_path: Path) -> None:
+    with Client(tmp_path / "data") as client:
+        ids = fill(client, key)
+        damage(tmp_path / "data", ids[0], pb.PART_KIND_INDEX)
+        with pytest.raises(HesearchError) as caught:
+            client.export_collection("c", tmp_path / "a")
+        assert str(tmp_path / "data") not in str(caught.value)

@@ -1,0 +1,260 @@
+"""docs/reliability.md, from the JSON files of one `make torture` and the list of defects in defects.toml.
+
+    python -m tests.torture.report build/torture/full build/torture/full/reliability.md
+
+1 if a test failed. What was not run says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import Figures, Run, table
+
+DEFECTS = Path(__file__).parent / "defects.toml"
+FIGURES, COMMITTED = Path("docs/figures/torture"), Path("docs/reliability.md")
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One line of the table, and what is said of it below."""
+
+    title: str
+    file: str
+    asked: str
+    measured: Callable[[Figures], str]
+    met: Callable[[Figures], bool]
+    how: str
+
+
+def _clean(figures: Figures) -> bool:
+    return not (figures["failures"] or figures.get("lost") or figures.get("phantom"))
+
+
+def _kills(figures: Figures) -> str:
+    counts = (f"{figures[what]} {what}" for what in ("lost", "phantom", "failures"))
+    return f"{figures['runs']:,} runs: {', '.join(counts)}"
+
+
+def _slope(figures: Figures) -> str:
+    whole = figures["rss"]["whole"]
+    return (
+        f"{figures['seconds'] / 60:.0f} minutes, {figures['counts']['searches checked']:,} searches checked: "
+        f"{figures['failures']} failures, {figures['lost']} lost, {figures['phantom']} phantom; "
+        f"RSS {whole['percent_per_h']:+.2f} %/h (95 %: {whole['low']:+.2f} to {whole['high']:+.2f})"
+    )
+
+
+def _announced(figures: Figures) -> str:
+    counted = {what: count for what, count in figures["counts"].items() if ": " in what}
+    return ", ".join(f"{what} {count}" for what, count in counted.items()) or "none"
+
+
+def _overload(figures: Figures) -> str:
+    return (
+        f"p99 {_ms(figures['accepted_s'], 'p99')} ms accepted, {_ms(figures['unloaded_s'], 'p99')} ms unloaded: "
+        f"{figures['ratio_p99']:.1f} times (p50 {_ms(figures['accepted_s'], 'p50')} and "
+        f"{_ms(figures['unloaded_s'], 'p50')} ms); {figures['refused_share']:.0%} refused, after "
+        f"{_ms(figures['refused_s'], 'p99')} ms (p99)"
+    )
+
+
+def _ms(seconds: dict[str, float], key: str) -> str:
+    return f"{1000 * seconds[key]:.0f}"
+
+
+def _restarts(figures: Figures) -> str:
+    return (
+        f"{figures['runs']} restarts, down for {figures['down_s']['median']:.2f} s (median), "
+        f"{figures['counts']['searches checked']:,} searches: {figures['failed_searches']} failed, "
+        f"{figures['failures']} failures in all"
+    )
+
+
+def _fuzz(figures: Figures) -> str:
+    lines = figures["lines"]
+    return (
+        f"{len(lines)} parsers, at least {min(line['runs'] for line in lines):,} inputs each: {figures['failures']} "
+        f"failures, slowest {max(line['slowest_ms'] for line in lines):.0f} ms"
+    )
+
+
+TESTS = (
+    Test(
+        "`kill -9` of the server",
+        "kill_server",
+        "1,000 runs, 0 acknowledged rows lost, 0 phantom rows, fsck clean",
+        _kills,
+        lambda figures: _clean(figures) and figures["runs"] >= 1000,
+        "Two clients write without a pause, and the server is killed a random share of an operation's time after an "
+        "insert, upsert, delete or compaction began, also while data keys are replaced; every second folder is sealed. "
+        "After each start a client that knows nothing reads every row, and its payload and scores are compared with "
+        "the plaintext of what was acknowledged; what was not is there wholly or not at all.",
+    ),
+    Test(
+        "`kill -9` of the client",
+        "kill_client",
+        "0 lost, resumable",
+        _kills,
+        _clean,
+        "A client process is killed in the same way in its inserts, upserts, deletes, compactions and reseals. "
+        "Another writer goes on, the next process resumes, and all rows are compared as above; none is there twice.",
+    ),
+    Test(
+        "soak: 16 clients",
+        "soak",
+        "30 minutes, 0 errors but the announced ones, 0 wrong results, RSS slope < 1 %/h",
+        _slope,
+        lambda figures: _clean(figures) and figures["seconds"] >= 1800 and figures["rss"]["whole"]["percent_per_h"] < 1,
+        "Threads of four processes mix searches, inserts, upserts, deletes and compactions on three collections, and "
+        "each result is compared, while all go on, with the few states that it may have seen: of each client's rows "
+        "one of those between its last acknowledged and its last begun operation, of its own and of fixed rows the "
+        "one. The slope is Theil and Sen's, on medians of twenty windows after the first third, the interval Sen's.",
+    ),
+    Test(
+        "four times overload",
+        "overload",
+        "accepted calls' p99 ≤ 2 × unloaded; the rest refused within 100 ms",
+        _overload,
+        lambda figures: _clean(figures) and figures["ratio_p99"] <= 2 and figures["refused_s"]["p99"] <= 0.1,
+        "Calls begin at random moments, whether or not earlier ones have ended, at four times the rate that eight "
+        "callers get who ask one call after the other. What asks shares the machine, two cores, with the server, "
+        "which computes on one; its own delays are part of the figures.",
+    ),
+    Test(
+        "rolling restart under load",
+        "restarts",
+        "50 restarts, 0 failed searches",
+        _restarts,
+        lambda figures: _clean(figures) and figures["runs"] >= 50 and not figures["failed_searches"],
+        "Eight clients search and write as in the soak, with the retries that every client has, while the server is "
+        "told to stop (SIGTERM), ends with 0 and is started again on the same port. A search or write that fails is a "
+        "failure, and so is a wrong result.",
+    ),
+    Test(
+        "power loss",
+        "faults_power",
+        "a cut at every I/O index: 0 lost, 0 corrupt",
+        _kills,
+        _clean,
+        "A library between the server and the system records every write, sync and rename of a scripted workload; for "
+        "every prefix of them, folders are made of what a disk may have kept: all, only what was synced, and seeded "
+        "subsets of what was not. Each is opened, compared with what had been acknowledged, and written to.",
+    ),
+    Test(
+        "ENOSPC, EIO, short write",
+        "faults_errors",
+        "at every I/O index: a typed error, store intact",
+        _kills,
+        _clean,
+        "The same library makes one call of the workload fail, or write less, at every index in turn. The caller gets "
+        "one of our errors, searches go on, and what was acknowledged is there afterwards.",
+    ),
+    Test(
+        "`kill -9` at every I/O call",
+        "faults_kill",
+        "0 lost, 0 phantom",
+        _kills,
+        _clean,
+        "The process is killed before every call of the workload, and in the middle of every write. The folder that "
+        "is left is opened and compared as above.",
+    ),
+    Test(
+        "fuzzing of every parser",
+        "fuzz",
+        "≥ 1,000,000 inputs each: no crash, no hang over 100 ms, memory ≤ 2 × the declared limit",
+        _fuzz,
+        lambda figures: not figures["failures"] and min(line["runs"] for line in figures["lines"]) >= 1_000_000,
+        "Right inputs are changed: bits, lengths, fields, parts of others, and checksums are often made right again, "
+        "so that what lies behind them is reached. Anything but one of our errors is a failure.",
+    ),
+)
+
+
+def load(run: Run, test: Test) -> Figures:
+    """A test that writes several lines is one: its failures are added up. Raises FileNotFoundError."""
+    figures: Any = run.load(test.file)
+    if isinstance(figures, list):
+        return {"lines": figures, "failures": sum(line["failures"] for line in figures)}
+    assert isinstance(figures, dict)
+    return figures
+
+
+def defects() -> list[dict[str, str]]:
+    """`what` was wrong, the `test` that guards it, as FILE::FUNCTION."""
+    listed: list[dict[str, str]] = tomllib.loads(DEFECTS.read_text())["defect"]
+    return listed
+
+
+def machines(run: Run) -> list[str]:
+    found = [figures["machine"] for figures in run.everything().values() if "machine" in figures]
+    said = {f"{one['cpu']}, {one['cores']} cores, {one['memory_gb']} GB, {one['system']}" for one in found}
+    return sorted(said)
+
+
+def section(run: Run, test: Test) -> list[str]:
+    lines = ["", f"### {test.title[0].upper()}{test.title[1:]}", "", test.how]
+    try:
+        figures = load(run, test)
+    except FileNotFoundError:
+        return lines
+    if test.file == "soak":
+        lines += ["", f"Announced errors: {_announced(figures)}."]
+    commands = [line["command"] for line in figures.get("lines", [figures])]
+    return [*lines, "", "```sh", *commands, "```"]
+
+
+def render(folder: Path) -> str:
+    """Markdown."""
+    run, rows = Run(folder), []
+    for test in TESTS:
+        try:
+            figures = load(run, test)
+        except FileNotFoundError:
+            rows.append([test.title, test.asked, "not run", "–"])
+        else:
+            rows.append([test.title, test.asked, test.measured(figures), "yes" if test.met(figures) else "no"])
+    lines = [
+        "# Reliability",
+        "",
+        "What is done to the server and its clients, and what came of it. Written by `make torture` from the figures "
+        "of that run (hours); `make torture TORTURE=short` takes some minutes. Part of `make test` are 16 kills of the "
+        "server, 8 of a client, 15 seconds of soak, 4 restarts and 4 seconds of load. Operations, moments and faults "
+        "follow from the seed in each command; the machine's scheduling does not, so a failure that depends on it may "
+        "take several tries to come back.",
+        "",
+        *(f"{machine}." for machine in machines(run)),
+        *table(["", "asked", "measured", "met"], rows),
+        "## How it is tested",
+        *(line for test in TESTS for line in section(run, test)),
+        "",
+        "## Defects that this found",
+        "",
+        "Each is repaired, and has a test that fails without the repair.",
+        *table(["what was wrong", "test"], [[one["what"], f"`{one['test']}`"] for one in defects()]),
+    ]
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture.report", description="The report of `make torture`.")
+    parser.add_argument("folder", type=Path, nargs="?", default=FIGURES, help="the JSON files (default: %(default)s)")
+    parser.add_argument("output", type=Path, nargs="?", default=COMMITTED, help="default: %(default)s")
+    arguments = parser.parse_args()
+    arguments.output.write_text(render(arguments.folder))
+    run, failed = Run(arguments.folder), []
+    for test in TESTS:
+        if (arguments.folder / f"{test.file}.json").exists() and load(run, test)["failures"]:
+            failed.append(test.file)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
