@@ -15,10 +15,25 @@ import numpy as np
 import pytest
 
 from he_client import Client, CollectionKey
-from tests.fixtures.make import COLLECTIONS, PASSPHRASE, QUERIES, ROOT, ROWS, VECTORS, live_rows, payload, plain, row_id
+from he_server import fsck
+from tests.fixtures.make import (
+    COLLECTIONS,
+    PASSPHRASE,
+    QUERIES,
+    ROOT,
+    ROWS,
+    SEALED,
+    VECTORS,
+    live_rows,
+    payload,
+    plain,
+    row_id,
+    served,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(path.parent.name for path in FIXTURES.glob("*/expected.json"))
+SINCE_2 = [version for version in VERSIONS if version != "v1"]  #: with sealed folders and archives
 #: Of a score, absolute: `exact` repeats bit for bit; ten times the standard deviation of the others at these strides.
 TOLERANCE = {"exact": 0.0, "compact": 1e-2, "tenseal": 1e-3}
 
@@ -34,7 +49,7 @@ def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_there_are_fixtures() -> None:
-    assert "v1" in VERSIONS
+    assert {"v1", "v2"} <= set(VERSIONS)
 
 
 def test_key_file(unpacked: tuple[Path, dict[str, Any]]) -> None:
@@ -42,15 +57,45 @@ def test_key_file(unpacked: tuple[Path, dict[str, Any]]) -> None:
     assert key.derive("x") == CollectionKey(ROOT).derive("x")
 
 
+@pytest.mark.parametrize("folder", ["data", "crashed"])
+def test_fsck_finds_no_damage(unpacked: tuple[Path, dict[str, Any]], folder: str) -> None:
+    """Before anything of this version has opened it."""
+    assert fsck.check(unpacked[0] / folder).problems == []
+
+
 @pytest.mark.parametrize("name", COLLECTIONS)
 @pytest.mark.parametrize("folder", ["data", "crashed"])
 def test_data_folder(unpacked: tuple[Path, dict[str, Any]], folder: str, name: str) -> None:
     """Also as a server that was killed left it."""
-    if name.startswith("tenseal") and importlib.util.find_spec("tenseal") is None:
-        pytest.skip("needs tenseal")
+    _require(name)
     root, expected = unpacked
     with Client(root / folder) as client:
         _check(client, name, expected[name])
+
+
+@pytest.mark.parametrize("kind", SEALED)
+@pytest.mark.parametrize("unpacked", SINCE_2, indirect=True)
+def test_sealed_folder(unpacked: tuple[Path, dict[str, Any]], kind: str) -> None:
+    root, expected = unpacked
+    with served(root / f"sealed-{kind}", f"{kind}:{root / kind}") as client:
+        assert [info.name for info in client.list_collections()] == sorted(SEALED[kind])
+        for name in SEALED[kind]:
+            _check(client, name, expected[name])
+
+
+@pytest.mark.parametrize("name", COLLECTIONS)
+@pytest.mark.parametrize("unpacked", SINCE_2, indirect=True)
+def test_archive(unpacked: tuple[Path, dict[str, Any]], name: str) -> None:
+    _require(name)
+    root, expected = unpacked
+    with Client(":memory:") as client:
+        client.import_collection(root / f"{name}.archive")
+        _check(client, name, expected[name])
+
+
+def _require(name: str) -> None:
+    if name.startswith("tenseal") and importlib.util.find_spec("tenseal") is None:
+        pytest.skip("needs tenseal")
 
 
 def _check(client: Client, name: str, expected: dict[str, Any]) -> None:

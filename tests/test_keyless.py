@@ -26,19 +26,17 @@ with tempfile.TemporaryDirectory() as folder, running(Path(folder), over_grpc=Tr
     assert (client.answer(2, queries)[segment.id] == naive_answers(segment.blocks, queries)).all()
 print("\\n".join(sys.modules))
 """
-#: Modules, with all below them, that hold keys or use them.
+#: Modules, with all below them, that hold clients' keys or use them. (he_engine.keys and sealing serve the server's own
+#: keys, those of the disk; they decrypt nothing without a key that it never gets.)
 FORBIDDEN = (
     "he_client",
     "he_engine.hint_client",
     "he_engine.hint_rows",
-    "he_engine.keys",
-    "he_engine.sealing",
     "he_engine.public",
     "he_engine.verify",
     "he_engine.encoding",
     "he_engine.kernels._client",
     "he_engine.tenseal_client",
-    "cryptography",
     "tenseal",
 )
 NEEDED = {"he_server.service", "he_server.grpc_server", "he_engine.hint_server", "he_engine.kernels._answer"}

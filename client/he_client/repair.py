@@ -5,7 +5,6 @@ row table only: where both are sound, they are decrypted and encrypted again int
 that part is damaged. Where one of the two is not, the live rows of the segment are lost. Nothing is changed unless
 that is confirmed; then one commit replaces all damaged segments.
 
-A server that has noticed a damaged part gives no other part of that segment until it is started again: do that first.
 A backup or an archive that has the segments still loses nothing at all.
 """
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
 from he_server import files, fsck_catalogue
-from he_server.catalogue_rows import Key, SegmentRecord
+from he_server.catalogue_rows import SegmentRecord
 from he_server.folder import place
 from he_server.fsck_catalogue import Rows
 from he_server.kek import KeyProvider
@@ -58,10 +58,10 @@ class Findings:
     """Of one look at a folder."""
 
     rows: Rows
-    problems: list[str] = field(default_factory=list)
+    problems: list[str]
+    strays: list[Path]  #: files that no row names
+    unfinished: list[Path]
     damaged: list[SegmentRecord] = field(default_factory=list)  #: their files are, or are missing
-    strays: list[Path] = field(default_factory=list)
-    unfinished: list[Path] = field(default_factory=list)
     checked_bytes: int = 0
 
 
@@ -86,9 +86,14 @@ def check(
         if repair and (found.problems or found.strays or found.unfinished):
             from he_server.fsck_repair import Repair
 
-            repaired = Repair(root, found, kek, source).run()
-            found = look(root, kek, progress)
-    leftovers = [str(path.relative_to(root)) for path in (*found.unfinished, *found.strays)]
+            repairing, lost = Repair(root, kek, source), found.rows.lost
+            if found.rows.problems and repairing.mend_catalogue(found.rows):
+                found = look(root, kek, progress)
+            repairing.mend_files(found)
+            found, repaired = look(root, kek, progress), repairing.done
+            found.problems += [text for text in lost if text not in found.problems]
+    harmless = [*found.unfinished, *([] if found.rows.problems else found.strays)]
+    leftovers = [str(path.relative_to(root)) for path in harmless]
     counts = (len(found.rows.collections), len(found.rows.segments), found.checked_bytes)
     return Report(found.problems, repaired, leftovers, *counts)
 
@@ -102,10 +107,11 @@ def locked(root: Path, *, make: bool) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable("data folder: a server has it open; stop it, or check a backup") from None
         yield
-    except BlockingIOError:
-        raise Unavailable("data folder: a server has it open; stop it, or check a backup") from None
     finally:
         os.close(descriptor)
 
@@ -114,22 +120,20 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
     """Everything read, nothing changed."""
     segments, catalogue = root / "segments", root / "catalogue.sqlite"
     rows = fsck_catalogue.read(catalogue, kek)
-    found = Findings(rows, list(rows.problems))
+    with files.storage_errors("looking at the data folder"):
+        wanted = {place(segments, file_id) for file_id in rows.file_ids}
+        strays = sorted(path for path in segments.rglob("*") if path not in wanted and not path.is_dir())
+        unfinished = sorted((root / "incoming").glob("*"))
+        if strays and not (catalogue.exists() and catalogue.stat().st_size):
+            rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
+    found = Findings(rows, list(rows.problems), strays, unfinished)
     for key, (record, _) in rows.segments.items():
         try:
             found.checked_bytes += _check_segment(segments, rows, record, progress)
         except HesearchError as error:
             found.damaged.append(record)
             state = "live" if key in rows.live else "not live"
-            found.problems.append(
-                f"{rows.label(key[0])}, segment {key[1].hex()} ({state}): {error}; {_ADVICE}"
-            )
-    with files.storage_errors("looking at the data folder"):
-        wanted = {place(segments, file_id) for file_id in rows.file_ids}
-        found.strays = sorted(path for path in segments.rglob("*") if path not in wanted and not path.is_dir())
-        found.unfinished = sorted((root / "incoming").glob("*"))
-    if found.strays and not (catalogue.exists() and catalogue.stat().st_size):
-        found.problems.append("catalogue: it is missing, and there are segments; restore a backup")
+            found.problems.append(f"{rows.label(key[0])}, segment {key[1].hex()} ({state}): {error}; {_ADVICE}")
     return found
 
 
@@ -155,25 +159,22 @@ def _check_segment(segments: Path, rows: Rows, record: SegmentRecord, progress: 
 def verify(source: Source, progress: Progress = lambda _: None) -> Description:
     """Every byte of a segment file, padding too, read once and in order. Raises TamperedDataError."""
     description = read_description(source)
-    parts = [part for part in description.parts if part.length_bytes]
+    parts = description.parts
     digests = [hashlib.sha256() for _ in parts]
     for start in range(0, description.file_bytes, CHUNK_BYTES):
         chunk = memoryview(source.read(start, min(CHUNK_BYTES, description.file_bytes - start)))
-        covered = files.PAGE_BYTES if not start else 0  # of this chunk: by the header
+        covered = 0 if start else files.PAGE_BYTES  # of this chunk: by the header
+        padding = b""
         for part, digest in zip(parts, digests, strict=True):
             first, last = (min(max(at - start, 0), len(chunk)) for at in (part.offset_bytes, part.end_bytes))
             if first < last:
-                if any(chunk[covered:first]):
-                    raise TamperedDataError("segment file: the padding before a part is not zero")
+                padding += chunk[covered:first]
                 digest.update(chunk[first:last])
                 covered = last
+        if any(padding) or any(chunk[covered:]):
+            raise TamperedDataError("segment file: the padding between its parts is not zero")
         progress(len(chunk))
     for part, digest in zip(parts, digests, strict=True):
         if digest.digest() != part.sha256:
             raise TamperedDataError(f"segment file: part {part.kind} does not match its digest")
     return description
-
-
-def names(findings: Findings) -> dict[Key, SegmentRecord]:
-    """The damaged ones by their keys."""
-    return {record.file_id[:2]: record for record in findings.damaged}

@@ -1,7 +1,7 @@
 """What can be read of a catalogue, damaged or not, and a new one made of it.
 
-It is read from a copy (with the log of a server that was killed), so the file itself stays as it is; of schema version 1
-the copy is brought to version 2 first. Rows are taken one by one, from both ends of each table where a page between is
+It is read from a copy (with the log of a server that was killed), so the file itself stays as it is; a copy of schema
+version 1 is brought to version 2 first. Rows are taken one by one, from both ends of each table where a page between is
 damaged; a row counts if its cells open.
 """
 
@@ -22,6 +22,7 @@ from he_server.catalogue import FOLDER_KEY_CONTEXT, SCHEMA_VERSION, Catalogue
 from he_server.catalogue_rows import FileId, Key, SegmentRecord, State, segment_from_bytes, segment_to_bytes
 from he_server.cells import close_cell, open_cell
 from he_server.database import APPLICATION_ID, Database
+from he_server.files import storage_errors
 from he_server.kek import KeyProvider
 
 
@@ -43,6 +44,7 @@ class Rows:
     collections: dict[bytes, CollectionRow] = field(default_factory=dict)
     segments: dict[Key, tuple[SegmentRecord, float]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  #: those of them that no rebuilding mends
     rowless: list[Key] = field(default_factory=list)  #: live segments without a sound row
 
     def label(self, collection_id: bytes) -> str:
@@ -67,7 +69,7 @@ def read(catalogue: Path, kek: KeyProvider | None) -> Rows:
     with tempfile.TemporaryDirectory(prefix="hesearch-fsck-") as folder:
         copy = Path(folder) / catalogue.name
         for suffix in ("", "-wal"):
-            with contextlib.suppress(FileNotFoundError):
+            with storage_errors("reading the catalogue"), contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{catalogue}{suffix}", f"{copy}{suffix}")
         rows = Rows()
         try:
@@ -106,7 +108,9 @@ def _read(db: sqlite3.Connection, kek: KeyProvider | None, rows: Rows) -> None:
         if kek is None:
             raise InvalidInput("kek: this data folder is sealed; give the key-encryption key that opens it (--kek)")
         rows.key = RootKey(kek.unwrap(rows.wrapped_key, FOLDER_KEY_CONTEXT))
-    for collection_id, cell, manifest in _readable(db, "collections", "collection_id, state, manifest", ["rowid"], rows):
+    for collection_id, cell, manifest in _readable(
+        db, "collections", "collection_id, state, manifest", ["rowid"], rows
+    ):
         _take_collection(rows, collection_id, cell, manifest)
     homeless = 0
     for collection_id, segment_id, cell in _readable(
@@ -117,14 +121,17 @@ def _read(db: sqlite3.Connection, kek: KeyProvider | None, rows: Rows) -> None:
             raw = open_cell(rows.key, "segment", length_prefixed(*key), cell)
             found_row = segment_from_bytes(key, raw)
         except HesearchError as error:
-            rows.problems.append(f"{rows.label(collection_id)}, segment {segment_id.hex()}: its row is damaged ({error})")
+            rows.problems.append(
+                f"{rows.label(collection_id)}, segment {segment_id.hex()}: its row is damaged ({error})"
+            )
             continue
         if collection_id in rows.collections:
             rows.segments[key] = found_row
         else:
             homeless += 1
     if homeless:
-        rows.problems.append(f"catalogue: {homeless} segments belong to collections whose rows are damaged or gone")
+        rows.lost.append(f"catalogue: {homeless} segments belong to collections whose rows are damaged or gone")
+    rows.problems += rows.lost
     rows.rowless = sorted(rows.live - rows.segments.keys())
     rows.problems += [
         f"{rows.label(collection_id)}, segment {segment_id.hex()}: it is live and has no row"
@@ -137,7 +144,7 @@ def _take_collection(rows: Rows, collection_id: bytes, cell: bytes, manifest: by
         state = State.parse(collection_id, open_cell(rows.key, "collection", collection_id, cell))
         open_cell(rows.key, "manifest", length_prefixed(collection_id, state.record.version), manifest)
     except HesearchError as error:
-        rows.problems.append(
+        rows.lost.append(
             f"collection {collection_id.hex()}: its row is damaged, and nothing else holds what it said ({error}); "
             "restore a backup"
         )

@@ -124,6 +124,7 @@ class Store:
             self._lock = threading.Lock()  # between reading what is live and pinning it, nothing is committed
             self._pins = Pins(self._remove, self.indexes.forget)
             self._segments: dict[Key, StoredSegment] = {}
+            self._damaged: dict[Key, StoredSegment] = {}  # a part of each is wrong; the others may be read
             self._folder.clean_incoming()
             self._collect()
             for record in self._catalogue.segments():
@@ -249,6 +250,7 @@ class Store:
                 with self._lock:
                     replaced = self._catalogue.add(record, self._clock_s())
                     self._segments[key] = stored
+                    self._damaged.pop(key, None)
             if replaced:
                 self._pins.retire([replaced])
         except BaseException:
@@ -268,11 +270,12 @@ class Store:
             raise
 
     def damaged(self, segment: StoredSegment) -> None:
-        """Its bytes turned out to be wrong: it serves nobody until it is sent again."""
+        """Some of its bytes turned out to be wrong: it is not searched until it is sent again. Its other parts can be
+        read, so that what is sound of it can be saved."""
         with self._lock:  # several threads may notice at the same time
             known = self._segments.get(segment.key) is segment  # and it was not sent again meanwhile
             if known:
-                self._segments.pop(segment.key, None)
+                self._damaged[segment.key] = self._segments.pop(segment.key)
         if known:
             collection_id, segment_id = segment.key
             _log.error(
@@ -285,9 +288,10 @@ class Store:
         gone = None
         with contextlib.suppress(HesearchError):  # then the next start removes it
             if not self._catalogue.contains(file_id):
-                known = self._segments.get(file_id[:2])
-                if known is not None and known.file_id == file_id:
-                    gone = self._segments.pop(file_id[:2])
+                for held in (self._segments, self._damaged):
+                    known = held.get(file_id[:2])
+                    if known is not None and known.file_id == file_id:
+                        gone = held.pop(file_id[:2])
                 files.remove(self._folder.path(file_id))
         return gone
 
@@ -367,24 +371,24 @@ class Store:
             current = self.find(record.name, record.collection_id)
             self.require_version(current, version)
             live = self._catalogue.live(record.collection_id)
-            return self._pinned(current, [(record.collection_id, segment_id) for segment_id in live])
+            return self._pinned(current, [self._sound((record.collection_id, segment_id)) for segment_id in live])
 
     def segment(self, record: CollectionRecord, segment_id: bytes) -> Snapshot:
-        """One segment, live or not. Raises NotFound, TamperedDataError if its file is damaged."""
+        """One segment, live or not. Raises NotFound, TamperedDataError if its file cannot be read at all."""
         key = (record.collection_id, segment_id)
         with self._lock:
             if self._catalogue.segment(key) is None:
                 raise NotFound(f"segment: {segment_id.hex()[:16]}… is not stored here")
-            return self._pinned(record, [key])
+            return self._pinned(record, [self._damaged.get(key) or self._sound(key)])
 
-    def _pinned(self, record: CollectionRecord, keys: list[Key]) -> Snapshot:
-        segments = []
-        for key in keys:
-            if (segment := self._segments.get(key)) is None:
-                raise TamperedDataError(
-                    f"segment: the stored file of {key[1].hex()[:16]}… is damaged; sending it again repairs it"
-                )
-            segments.append(segment)
+    def _sound(self, key: Key) -> StoredSegment:
+        if (segment := self._segments.get(key)) is None:
+            raise TamperedDataError(
+                f"segment: the stored file of {key[1].hex()[:16]}… is damaged; sending it again repairs it"
+            )
+        return segment
+
+    def _pinned(self, record: CollectionRecord, segments: list[StoredSegment]) -> Snapshot:
         ids = [segment.file_id for segment in segments]
         self._pins.pin(ids)
         return Snapshot(record, segments, self._pins, ids)

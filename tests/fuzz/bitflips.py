@@ -31,11 +31,13 @@ from he_client import keys
 from he_client.archive_format import read_archive
 from he_client.cache import PartCache
 from he_client.keys import SealedKey
+from he_client.reseal_journal import open_journal
 from he_engine.errors import HesearchError, TamperedDataError, WrongKeyError
 from he_server.catalogue import Catalogue
 from he_server.kek import KeyProvider, open_kek
 from he_server.segment_file import open_source, read_description, read_part
 from he_server.store import Store
+from tests.fuzz.formats import COLLECTION, KEY, NEW_KEY, journal_bytes
 from tests.fuzz.messages import NAME, Server
 from tests.fuzz.run import write
 from tests.fuzz.stored import archive_bytes
@@ -65,7 +67,7 @@ class Files:
             root = self.folder / ("sealed" if sealed else "data")
             Server(root, f"file:{self._kek_file}" if sealed else "").service.close()
             self._add_folder(root, "sealed " if sealed else "", self.kek if sealed else None)
-        self.kinds += [self._key_file(), self._archive(), self._cached_part()]
+        self.kinds += [self._key_file(), self._archive(), self._journal(), self._cached_part()]
 
     def __enter__(self) -> Files:
         return self
@@ -134,6 +136,18 @@ class Files:
             return reader.collection, segments
 
         return Kind(name="archive", data=archive_bytes(2), read=read)
+
+    def _journal(self) -> Kind:
+        path = self.folder / "journal"
+
+        def read(data: bytes) -> object:
+            path.write_bytes(data)
+            with open_journal(path, COLLECTION, KEY, NEW_KEY, bytes(32)) as journal:
+                if path.stat().st_size != len(data):
+                    raise TamperedDataError("its last line counts as torn: that segment is made again")
+                return journal.engine_state, [(r.source_id, r.dropped, r.entry) for r in journal.done.values()]
+
+        return Kind(name="reseal journal", data=journal_bytes(path), read=read)
 
     def _cached_part(self) -> Kind:
         folder = self.folder / "cache"

@@ -8,6 +8,7 @@ import json
 import shutil
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,6 +18,8 @@ from he_client.files import read_table
 from he_client.keys import FORMAT, MAX_FILE_BYTES, SealedKey
 from he_client.manifest import open_manifest, seal_manifest
 from he_client.metrics import Space
+from he_client.reseal_journal import MAX_FILE_BYTES as MAX_JOURNAL_BYTES
+from he_client.reseal_journal import Resealed, open_journal
 from he_client.rows import RowTable, check_ids, decode_payload, encode_payloads
 from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey
@@ -28,7 +31,7 @@ from he_server.segment_file import Description, read_description, read_part
 from tests.fuzz.mutate import mutate_bytes, mutate_json, mutate_protobuf, mutate_text
 from tests.fuzz.target import Target, scratch
 
-KEY = RootKey(bytes(range(32)))
+KEY, NEW_KEY = RootKey(bytes(range(32))), RootKey(bytes(range(32, 64)))
 COLLECTION = b"collection id 16"
 PARAMETERS = Parameters.choose("compact", 4, 128)
 PAGE = 4096
@@ -215,6 +218,33 @@ def key_file_target() -> Target:
         samples=[(json.dumps(fields, indent=1) + "\n").encode(), json.dumps(fields).encode()],
         mutate=mutate_json,
         limit_bytes=32 * MAX_FILE_BYTES,  # a Python object for every two bytes of JSON
+    )
+
+
+def journal_bytes(path: Path) -> bytes:
+    """A journal of a reseal, of two segments."""
+    with open_journal(path, COLLECTION, KEY, NEW_KEY, bytes(32)) as journal:
+        for entry in manifest_message().segments:
+            journal.add(Resealed(entry.segment_id, tuple(entry.deleted_rows), entry))
+    return path.read_bytes()
+
+
+def journal_target() -> Target:
+    folder = scratch()
+    path = folder / "journal"
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        with open_journal(path, COLLECTION, KEY, NEW_KEY, bytes(32)) as journal:
+            assert len(journal.done) <= 2
+
+    return Target(
+        name="reseal-journal",
+        run=run,
+        samples=[journal_bytes(path)],
+        mutate=mutate_text,
+        limit_bytes=MAX_JOURNAL_BYTES,
+        close=lambda: shutil.rmtree(folder),
     )
 
 

@@ -18,6 +18,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "row-table": formats.rows_target,
     "payload": formats.payload_target,
     "key-file": formats.key_file_target,
+    "reseal-journal": formats.journal_target,
     "config-file": stored.config_target,
     "vector-files": formats.vectors_target,
 }
