@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from he_engine.errors import TamperedDataError
+from he_engine.errors import HesearchError, TamperedDataError
+from he_server import fsck
 from he_server.catalogue import Catalogue
 from tests.fuzz.bitflips import Files, Kind, flip
 from tests.fuzz.messages import Server
@@ -55,6 +56,12 @@ def test_a_schema_that_is_no_text(catalogue: Path) -> None:
         catalogue.write_bytes(sound[:at] + bytes([sound[at] ^ 0x80]) + sound[at + 1 :])
         with pytest.raises(TamperedDataError):
             Catalogue(catalogue).close()
+        _require_fsck_to_tell(catalogue.parent)
+
+
+def _require_fsck_to_tell(root: Path) -> None:
+    with contextlib.suppress(HesearchError):
+        assert not fsck.check(root).clean
 
 
 @pytest.mark.parametrize("cast", ["TEXT", "INTEGER"])
@@ -79,3 +86,4 @@ def test_columns_of_another_type(catalogue: Path, table: str, column: str, cast:
             db.execute(f"UPDATE {table} SET {column} = CAST({column} AS {cast})")
     with pytest.raises(TamperedDataError):
         Catalogue(catalogue).close()
+    _require_fsck_to_tell(catalogue.parent)

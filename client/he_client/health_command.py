@@ -43,7 +43,7 @@ def check(target: str, security: Security, timeout_s: float) -> str:
     """Why the server at `target` does not serve; empty if it does. Raises InvalidInput (a file of `security`)."""
     with security.channel(target) as channel:
         try:
-            status: bytes = channel.unary_unary(_METHOD)(_REQUEST, timeout=timeout_s)
+            status: bytes = channel.unary_unary(_METHOD, bytes, bytes)(_REQUEST, timeout=timeout_s)
         except grpc.RpcError as error:
-            return str(error.code().name)  # type: ignore[attr-defined]  # grpc-stubs: a Call, too
+            return str(error.code().name)
     return "" if status == _SERVING else "NOT_SERVING"

@@ -134,9 +134,9 @@ class GrpcTransport:
             return error_from_rpc(error)
         hint = ""
         if "handshake" in details.lower():
-            hint = "; the TLS handshake failed: does the server speak TLS, and does ca (--ca) name its authority?"
+            hint = " The TLS handshake failed: does the server speak TLS, and does ca (--ca) name its authority?"
         elif not self._insecure:
-            hint = "; a server without TLS needs insecure=True (--insecure)"
+            hint = " It may speak no TLS (insecure=True, --insecure), or ask for a certificate (cert, --cert)"
         return Unavailable(f"no answer from {self._address}; is `hesearch serve` running there?{hint}")
 
     def close(self) -> None:

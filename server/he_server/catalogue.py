@@ -417,6 +417,11 @@ class Catalogue:
             self._store_segments([(replace(segment, generation=generation), found[1])])
             return True
 
+    @property
+    def failed(self) -> bool:
+        """The disk failed: nothing is written any more."""
+        return self._db.failed
+
     def copy_to(self, path: Path) -> None:
         """See Database.copy_to."""
         self._db.copy_to(path)

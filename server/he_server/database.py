@@ -44,7 +44,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Raises FormatVersionError for a SQLite file that is not ours, TamperedDataError for a damaged one."""
         self.lock = threading.RLock()
-        self._failed = False
+        self.failed = False  #: the disk failed: no more transactions
         with storage_errors("opening the catalogue"):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its owner's alone; so is its log
         with sqlite_errors():
@@ -86,7 +86,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing; durable when the block has ended. Holds the lock."""
         with self.lock:
-            if self._failed:
+            if self.failed:
                 raise ReadOnlyError("catalogue: the disk failed; this server takes no writes until it is restarted")
             with sqlite_errors():
                 self._db.execute("BEGIN IMMEDIATE")
@@ -106,7 +106,7 @@ class Database:
         try:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
-            self._failed = getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
+            self.failed = getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
 
     def one(self, statement: str, *values: object) -> Any:
         with self.lock, sqlite_errors():

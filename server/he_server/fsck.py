@@ -27,6 +27,7 @@ from he_server.catalogue_rows import SegmentRecord
 from he_server.folder import place
 from he_server.fsck_catalogue import Rows
 from he_server.kek import KeyProvider
+from he_server.links import leftover_links
 from he_server.sealed_file import CHUNK_BYTES
 from he_server.segment_file import Description, Source, open_source, read_description
 
@@ -123,7 +124,7 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
     with files.storage_errors("looking at the data folder"):
         wanted = {place(segments, file_id) for file_id in rows.file_ids}
         strays = sorted(path for path in segments.rglob("*") if path not in wanted and not path.is_dir())
-        unfinished = sorted((root / "incoming").glob("*"))
+        unfinished = sorted([*(root / "incoming").glob("*"), *leftover_links(root)])
         if strays and not (catalogue.exists() and catalogue.stat().st_size):
             rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
     found = Findings(rows, list(rows.problems), strays, unfinished)

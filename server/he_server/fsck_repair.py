@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ class Repair:
         """Those of segments, and those that are none."""
         rows = found.rows
         for path in found.unfinished:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             files.remove(path)
             self.done.append(f"removed {path.relative_to(self._root)}, which was on its way")
         for path in [] if rows.problems else found.strays:

@@ -138,7 +138,7 @@ class _StoreCollector(Collector):
         return []  # the store is not looked at for the names alone
 
     def collect(self) -> Iterator[Metric]:
-        admission, config, store = self._service.admission, self._service.config, self._service._store
+        admission, config, store = self._service.admission, self._service.config, self._service.store
 
         def gauge(name: str, doc: str, value: float) -> Metric:
             return GaugeMetricFamily(f"hesearch_{name}", doc, value)

@@ -158,7 +158,7 @@ class Store:
     @property
     def read_only(self) -> bool:
         """Since a sync failed."""
-        return self._failed
+        return self._failed or self._catalogue.failed
 
     @property
     def sealed(self) -> bool:

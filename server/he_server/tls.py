@@ -24,12 +24,13 @@ _NO_CIPHER_OF_1_2 = "ECDHE-PSK-AES128-CBC-SHA"  #: BoringSSL knows it; it needs 
 
 
 def require_tls_1_3() -> None:
-    """Replaces this process by the same command with the environment that refuses TLS 1.2; the pid stays.
+    """Replaces this process by the same command with the environment that refuses TLS 1.2; the pid stays. In it
+    gRPC also no longer writes a line to stderr for every handshake that fails.
 
     Returns where that has been done, or where the operator has chosen ciphers.
     """
     if _CIPHERS not in os.environ:
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, _CIPHERS: _NO_CIPHER_OF_1_2})
+        os.execve(sys.executable, sys.orig_argv, {"GRPC_VERBOSITY": "ERROR", **os.environ, _CIPHERS: _NO_CIPHER_OF_1_2})
 
 
 class Certificates:
