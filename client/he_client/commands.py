@@ -99,9 +99,11 @@ def report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> 
 def add_serve(subparsers: Subparsers) -> None:
     try:
         from he_server.cli import add_serve_parser
+        from he_server.operator_commands import add_operator_parsers
     except ImportError:
         return
     add_serve_parser(subparsers)
+    add_operator_parsers(subparsers)
 
 
 def add_demo(subparsers: Subparsers) -> None:

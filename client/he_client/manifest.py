@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from google.protobuf.message import DecodeError
+
 from he_client.metrics import Space
 from he_engine.errors import FormatVersionError, RollbackError, TamperedDataError, WrongKeyError
 from he_engine.keys import RootKey, length_prefixed
@@ -16,6 +19,8 @@ from he_proto.v1 import hesearch_pb2 as pb
 PURPOSE = "manifest"
 EPOCH = 0
 MAX_ANCESTORS = 256
+MAX_VERSION = 1 << 48  #: as servers count
+MAX_ROWS = 1 << 32  #: of a segment: deleted rows are numbered by 32 bits
 
 Entries = list[pb.SegmentEntry]
 
@@ -107,6 +112,12 @@ def seal_manifest(key: RootKey, name: str, message: pb.Manifest) -> tuple[bytes,
     return sealed, Manifest(message, hashlib.sha256(sealed).digest())
 
 
+def _deletes_its_own(entry: pb.SegmentEntry) -> bool:
+    """Whether the deleted rows ascend, and are rows of the segment."""
+    deleted = np.array(entry.deleted_rows, np.int64)
+    return entry.rows < MAX_ROWS and bool((np.diff(deleted, prepend=-1, append=entry.rows) > 0).all())
+
+
 def open_manifest(key: RootKey, name: str, response: pb.ReadManifestResponse) -> Manifest:
     """Raises WrongKeyError, FormatVersionError or TamperedDataError."""
     aad = _aad(name, response.collection_id, response.version)
@@ -117,7 +128,10 @@ def open_manifest(key: RootKey, name: str, response: pb.ReadManifestResponse) ->
             "manifest: this key does not open the collection (it may have been resealed under a new key since, or the "
             "server altered the manifest)"
         ) from None
-    message = pb.Manifest.FromString(plain)
+    try:
+        message = pb.Manifest.FromString(plain)
+    except DecodeError:
+        raise TamperedDataError("manifest: not a message of this format") from None
     if message.format_version != wire.FORMAT_VERSION:
         raise FormatVersionError(f"manifest: got format {message.format_version}, expected {wire.FORMAT_VERSION}")
     live = [s.segment_id for s in message.segments]
@@ -127,6 +141,8 @@ def open_manifest(key: RootKey, name: str, response: pb.ReadManifestResponse) ->
         or sorted(live) != sorted(response.live_segments)
     ):
         raise TamperedDataError("manifest: the server's version or live segments differ from what was sealed")
+    if not 1 <= message.version < MAX_VERSION or not all(_deletes_its_own(entry) for entry in message.segments):
+        raise TamperedDataError("manifest: its version or a segment's deleted rows cannot be")
     manifest = Manifest(message, hashlib.sha256(response.sealed_manifest).digest())
     if manifest.parameters.digest != message.parameter_digest:
         raise FormatVersionError("manifest: its parameters have another digest in this version of hesearch")

@@ -116,7 +116,7 @@ def open_journal(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Conflict(f"{WHAT} {path}: another process is resealing with it") from None
-        content = file.read(MAX_FILE_BYTES)
+        content = file.read(min(MAX_FILE_BYTES, os.fstat(file.fileno()).st_size))
         head, *lines = content.split(b"\n")[:-1] or [b""]
         _check_head(path, head, collection_id, checks)
         journal = ResealJournal(file, path, head, new_key, lines)

@@ -149,4 +149,8 @@ def encode_payloads(payloads: Sequence[Payload | None] | None, rows: int) -> lis
 
 
 def decode_payload(raw: bytes) -> Payload:
-    return raw[1:].decode("utf-8", "surrogatepass") if raw[:1] == _TEXT else raw[1:]
+    """Raises TamperedDataError for a text that is none."""
+    try:
+        return raw[1:].decode("utf-8", "surrogatepass") if raw[:1] == _TEXT else raw[1:]
+    except UnicodeDecodeError:
+        raise TamperedDataError("payload: got bytes that are no UTF-8, expected text") from None

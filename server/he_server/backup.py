@@ -14,8 +14,8 @@ Under it, it links what has come since, copies the catalogue, and lets go; a ser
 milliseconds as a rule, and searches do not. The links stay whatever the server removes afterwards, and are copied in
 peace.
 
-**Incremental.** A name stands for a content that never changes. A file that the target has, of the same size and with the
-same first page (which holds the digests or the salt of all the rest), is not copied again.
+**Incremental.** A name stands for a content that never changes. A file that the target has, of the same size and with
+the same first page (which holds the digests or the salt of all the rest), is not copied again.
 
 Before `backup.json` (he_server.backup_list) is in its place, nothing restores; it is the last thing renamed.
 """
@@ -38,7 +38,7 @@ from he_server.backup_list import CATALOGUE, Entry, copied, entry_of, read_list,
 from he_server.database import sqlite_errors
 from he_server.files import PAGE_BYTES, PlainFile
 from he_server.fsck import locked
-from he_server.links import link_segments, linking
+from he_server.links import Links, linking
 
 _LOCK = "backup.lock"
 _WAIT_S = 60.0  #: for a server's write
@@ -75,13 +75,13 @@ def backup(data: Path, target: Path, progress: Progress = lambda *_: None) -> Su
             for path in incoming.iterdir():
                 files.remove(path)
         places = _one_moment(data, links, incoming / CATALOGUE)
-        return _Copying(target, progress).of(links, places)
+        return _Copying(target, progress).of(links.folder, places)
 
 
 # ---- one moment ----------------------------------------------------------------------------------------------
-def _one_moment(data: Path, links: Path, copy: Path) -> list[str]:
+def _one_moment(data: Path, links: Links, copy: Path) -> list[str]:
     """Links all segment files and copies the catalogue; the links' places."""
-    link_segments(data, links)
+    links.update()
     uri = f"{(data / CATALOGUE).absolute().as_uri()}?mode=rw"
     with (
         sqlite_errors(),
@@ -90,7 +90,7 @@ def _one_moment(data: Path, links: Path, copy: Path) -> list[str]:
         contextlib.closing(sqlite3.connect(copy)) as target,
     ):
         held.execute("BEGIN IMMEDIATE")
-        places = link_segments(data, links)
+        places = links.update()
         source.backup(target)
         held.execute("ROLLBACK")
     copy.chmod(0o600)

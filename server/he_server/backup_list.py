@@ -39,7 +39,7 @@ def write_list(target: Path, entries: Mapping[str, Entry], made_s: float) -> Non
     listed = {place: {"bytes": entry.length_bytes, "sha256": entry.sha256} for place, entry in entries.items()}
     content: dict[str, Any] = {"format": FORMAT, "made_s": made_s, "files": listed}
     with NewFile(target / "incoming") as file:
-        file.append(json.dumps(content | {"sha256": _digest(content)}, sort_keys=True, indent=1).encode())
+        file.append(json.dumps(content | {"sha256": digest(content)}, sort_keys=True, indent=1).encode())
         file.sync()
         file.publish(target / LIST)
     files.sync_folder(target)
@@ -53,7 +53,7 @@ def read_list(backup: Path) -> dict[str, Entry]:
     try:
         with files.storage_errors("reading the backup's list"):
             content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or content.pop("sha256", None) != _digest(content):
+        if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
             raise TamperedDataError("backup: backup.json does not match its digest")
         if content["format"] != FORMAT:
             raise FormatVersionError(f"backup: got format version {content['format']!r}, expected {FORMAT}")
@@ -65,7 +65,7 @@ def read_list(backup: Path) -> dict[str, Entry]:
     return entries
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

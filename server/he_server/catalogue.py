@@ -17,18 +17,21 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from he_engine.errors import (
     AlreadyExists,
     Conflict,
     FormatVersionError,
+    HesearchError,
     InvalidInput,
     LimitExceeded,
     NotFound,
     TamperedDataError,
+    Unavailable,
     WrongKeyError,
 )
 from he_engine.keys import KEY_BYTES, RootKey, length_prefixed
@@ -108,21 +111,28 @@ class Catalogue:
 
     def _folder_key(self, kek: KeyProvider | None, previous_kek: KeyProvider | None) -> RootKey | None:
         (wrapped,) = self._db.one("SELECT wrapped_key FROM folder")
+        if not isinstance(wrapped, bytes):
+            raise TamperedDataError("catalogue: the wrapped key is not bytes")
         if not wrapped:
             return None
         if kek is None:
             raise InvalidInput("kek: this data folder is sealed; give the key-encryption key that opens it (--kek)")
         try:
             return RootKey(kek.unwrap(wrapped, FOLDER_KEY_CONTEXT))
-        except WrongKeyError:
+        except (WrongKeyError, Unavailable) as error:  # a service may say no to what it did not wrap in its own way
             if previous_kek is None:
                 raise
-        secret = previous_kek.unwrap(wrapped, FOLDER_KEY_CONTEXT)
+            try:
+                secret = previous_kek.unwrap(wrapped, FOLDER_KEY_CONTEXT)
+            except HesearchError:
+                raise error from None
         with self._db.transaction() as db:
-            db.execute("UPDATE folder SET wrapped_key = ?", (kek.wrap(secret, FOLDER_KEY_CONTEXT),))
+            db.execute("UPDATE folder SET wrapped_key = ?", (_wrapped(kek, secret),))
         return RootKey(secret)
 
     def _load(self) -> None:
+        if any(not isinstance(value, bytes) for row in self._ids() for value in row):
+            raise TamperedDataError("catalogue: an id is not bytes")
         for collection_id, cell, manifest in self._db.all("SELECT collection_id, state, manifest FROM collections"):
             state = State.parse(collection_id, open_cell(self._key, "collection", collection_id, cell))
             self._open_manifest(state, manifest)
@@ -136,6 +146,10 @@ class Catalogue:
             if not self._segments[collection_id].keys() >= set(state.live):
                 raise TamperedDataError("catalogue: a live segment has no row")
 
+    def _ids(self) -> list[tuple[Any, ...]]:
+        segments = self._db.all("SELECT collection_id, segment_id FROM segments")
+        return [*self._db.all("SELECT collection_id FROM collections"), *segments]
+
     def _remember(self, state: State) -> None:
         collection_id = state.record.collection_id
         self._states[collection_id] = state
@@ -145,7 +159,7 @@ class Catalogue:
     def _seal(self, kek: KeyProvider) -> None:
         """From now on the folder is sealed; files of segments follow (he_server.rekey)."""
         secret = secrets.token_bytes(KEY_BYTES)
-        wrapped = kek.wrap(secret, FOLDER_KEY_CONTEXT)
+        wrapped = _wrapped(kek, secret)
         manifests = {collection_id: self._manifest(state) for collection_id, state in self._states.items()}
         with self._db.transaction() as db:
             db.execute("UPDATE folder SET wrapped_key = ?", (wrapped,))
@@ -394,11 +408,13 @@ class Catalogue:
         with self._db.lock:
             self._replace_state(self._state(collection_id).with_new_key(now_s))
 
-    def drop_old_data_keys(self, collection_id: bytes) -> None:
-        """Forgets all data keys but the newest; those that still seal a file stay. Raises NotFound."""
+    def drop_old_data_keys(self, collection_id: bytes, in_use: Collection[int] = ()) -> None:
+        """Forgets all data keys but the newest; those that still seal a file stay, and those of generations that are
+        in use. Raises NotFound."""
         with self._db.lock:
             state = self._state(collection_id)
             used = {segment.generation for segment, _ in self._segments[collection_id].values()}
+            used |= set(in_use)
             kept = tuple(k for k in state.keys if k is state.newest_key or k.generation in used)
             if kept != state.keys:
                 self._replace_state(replace(state, keys=kept))
@@ -428,3 +444,11 @@ class Catalogue:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _wrapped(kek: KeyProvider, secret: bytes) -> bytes:
+    """Nothing is sealed under what does not come back. Raises Unavailable."""
+    wrapped = kek.wrap(secret, FOLDER_KEY_CONTEXT)
+    if not wrapped or kek.unwrap(wrapped, FOLDER_KEY_CONTEXT) != secret:
+        raise Unavailable("kek: what it wrapped does not unwrap to the same key")
+    return wrapped

@@ -29,6 +29,8 @@ def close_cell(key: RootKey | None, what: str, aad: bytes, content: Buffer) -> b
 
 def open_cell(key: RootKey | None, what: str, aad: bytes, cell: bytes) -> bytes:
     """The content. Raises TamperedDataError."""
+    if not isinstance(cell, bytes):  # one bit of a row says that it is text
+        raise TamperedDataError(f"catalogue: {what}: got {type(cell).__name__}, expected bytes")
     if cell[:1] != (_UNSEALED if key is None else _SEALED):
         raise TamperedDataError(f"catalogue: {what}: neither sealed nor unsealed as the folder is")
     if key is not None:

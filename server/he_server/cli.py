@@ -20,8 +20,8 @@ from he_server.config_file import add_flags, make_config, to_toml
 from he_server.grpc_server import GrpcServer
 from he_server.listening import require_listenable
 from he_server.observing import Observing
-from he_server.reload import reload
 from he_server.rekey import Rotator
+from he_server.reload import reload
 from he_server.service import Service
 from he_server.tls import require_tls_1_3
 from he_server.warming import Warmer

@@ -24,7 +24,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The fields that a file sets. Raises InvalidInput: it cannot be read, is no TOML, or a key or type is wrong."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InvalidInput(f"config: {path} cannot be read as TOML: {reason}") from None
     known = {one.name: one for one in fields(ServerConfig)}

@@ -20,6 +20,8 @@ from he_server.calls import step
 from he_server.files import storage_errors
 
 APPLICATION_ID = 0x48455352  # "HESR"
+_WRITER_MS = 5000  #: to wait for another connection that holds the write lock: a backup, for some milliseconds
+_READER_MS = 250  #: and for one that reads, while calls wait for this one
 
 
 @contextlib.contextmanager
@@ -27,11 +29,13 @@ def sqlite_errors() -> Iterator[None]:
     """Failures of SQLite become errors of ours that say nothing of paths or statements."""
     try:
         yield
+    except UnicodeDecodeError as error:  # a message of SQLite that quotes damaged text
+        raise TamperedDataError("catalogue: the file is damaged; `hesearch fsck` says more") from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "error")
         if name == "SQLITE_FULL":
             raise LimitExceeded("catalogue: no room left; nothing was changed") from error
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "decode to UTF-8" in str(error):
             raise TamperedDataError("catalogue: the file is damaged; `hesearch fsck` says more") from error
         if name.startswith("SQLITE_IOERR"):
             raise ReadOnlyError(f"catalogue: {name}; this server takes no writes until it is restarted") from error
@@ -45,30 +49,41 @@ class Database:
         """Raises FormatVersionError for a SQLite file that is not ours, TamperedDataError for a damaged one."""
         self.lock = threading.RLock()
         self.failed = False  #: the disk failed: no more transactions
-        with storage_errors("opening the catalogue"):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its owner's alone; so is its log
+        with storage_errors("making the catalogue"):
+            if not path.exists():  # (closing a descriptor of one in use would drop SQLite's locks)
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # its log will have the same mode
         with sqlite_errors():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             with sqlite_errors():
-                for pragma in (
-                    "secure_delete = ON",
-                    "journal_mode = WAL",
-                    "synchronous = FULL",
-                    "wal_autocheckpoint = 0",
-                ):
-                    self._db.execute(f"PRAGMA {pragma}")
-                if self.all("PRAGMA integrity_check(1)") != [("ok",)]:
-                    raise TamperedDataError("catalogue: the file is damaged; `hesearch fsck` says more")
-                application, objects = (
-                    self.one("PRAGMA application_id")[0],
-                    self.one("SELECT COUNT(*) FROM sqlite_schema")[0],
-                )
-                if application != APPLICATION_ID and (application or objects):
-                    raise FormatVersionError("catalogue: this SQLite file is not one of ours")
+                self._prepare()
+                self._require_ours()
+                self._require_writable()
         except BaseException:
             self._db.close()
             raise
+
+    def _prepare(self) -> None:
+        for pragma in ("secure_delete = ON", "journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 0"):
+            self.all(f"PRAGMA {pragma}")  # all rows: an error may come after the first
+        if self.one("PRAGMA journal_mode") != ("wal",):
+            raise Unavailable("catalogue: its log cannot be written")
+
+    def _require_ours(self) -> None:
+        if self.all("PRAGMA integrity_check(1)") != [("ok",)]:
+            raise TamperedDataError("catalogue: the file is damaged; `hesearch fsck` says more")
+        (application,) = self.one("PRAGMA application_id")
+        (objects,) = self.one("SELECT COUNT(*) FROM sqlite_schema")
+        if application != APPLICATION_ID and (application or objects):
+            raise FormatVersionError("catalogue: this SQLite file is not one of ours")
+
+    def _require_writable(self) -> None:
+        """Where SQLite could not open the file to write, it opens it to read, and only a write tells."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("PRAGMA user_version = 0")
+        finally:
+            self._db.execute("ROLLBACK")
 
     @property
     def schema_version(self) -> int:
@@ -104,7 +119,9 @@ class Database:
         """What it cannot do now (somebody reads the file, the disk is full) the next transaction does, unless the disk
         failed: what was committed is in the log, but there must be no next one."""
         try:
+            self._db.execute(f"PRAGMA busy_timeout = {_READER_MS}")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._db.execute(f"PRAGMA busy_timeout = {_WRITER_MS}")
         except sqlite3.Error as error:
             self.failed = getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
 

@@ -49,8 +49,13 @@ class Folder:
             raise Unavailable(
                 f"data folder: another server (process {owner}) has it open; one folder serves one server"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            with files.storage_errors("making the data folder"):
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._durable: set[Path] = set()  # folders of collections
 
     def require_catalogue(self) -> None:

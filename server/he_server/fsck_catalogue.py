@@ -25,6 +25,8 @@ from he_server.database import APPLICATION_ID, Database
 from he_server.files import storage_errors
 from he_server.kek import KeyProvider
 
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)  #: the latter: a message of SQLite that quotes damaged text
+
 
 @dataclass(frozen=True, slots=True)
 class CollectionRow:
@@ -79,7 +81,7 @@ def read(catalogue: Path, kek: KeyProvider | None) -> Rows:
                 Catalogue(copy).close()
             with contextlib.closing(sqlite3.connect(copy)) as db:
                 _read(db, kek, rows)
-        except (sqlite3.Error, TamperedDataError) as error:
+        except (*DAMAGE, TamperedDataError) as error:
             rows.problems.append(f"catalogue: the file is damaged ({error})")
         return rows
 
@@ -99,11 +101,13 @@ def _read(db: sqlite3.Connection, kek: KeyProvider | None, rows: Rows) -> None:
         return  # its making was interrupted
     try:
         found = [text for (text,) in db.execute("PRAGMA integrity_check(10)")]
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         found = [str(error)]
     if found != ["ok"]:
         rows.problems += [f"catalogue: {text}" for text in found]
     (rows.wrapped_key,) = db.execute("SELECT wrapped_key FROM folder WHERE one = 1").fetchone() or (b"",)
+    if not isinstance(rows.wrapped_key, bytes):
+        raise TamperedDataError("the wrapped key is not bytes")
     if rows.wrapped_key:
         if kek is None:
             raise InvalidInput("kek: this data folder is sealed; give the key-encryption key that opens it (--kek)")
@@ -165,7 +169,7 @@ def _readable(
                     seen.add(row)
                 else:
                     rows.problems.append(f"catalogue: a row of {table} has another form than expected")
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             rows.problems.append(f"catalogue: {table}: not every row can be read ({error})")
     yield from sorted(seen)
 
@@ -185,5 +189,14 @@ def rebuild(target: Path, rows: Rows, found: Iterable[tuple[SegmentRecord, float
                 key = record.file_id[:2]
                 cell = close_cell(rows.key, "segment", length_prefixed(*key), segment_to_bytes(record, touched_s))
                 db.execute("INSERT INTO segments VALUES (?, ?, ?)", (*key, cell))
+    finally:
+        database.close()
+
+
+def is_sealed(catalogue: Path) -> bool:
+    """Raises as Database."""
+    database = Database(catalogue)
+    try:
+        return database.schema_version == SCHEMA_VERSION and bool(database.one("SELECT wrapped_key FROM folder")[0])
     finally:
         database.close()

@@ -27,7 +27,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _ALIGNMENT = 2 << 20  #: of positions: that of huge pages
-_SIZE_BYTES = 1 << 46  #: of the memory file, which has memory only where something was written
+_SIZE_BYTES = 1 << 62  #: of the memory file, which has memory only where something was written
 
 
 @dataclass(slots=True)
@@ -132,7 +132,8 @@ class Indexes:
     def _free(self, index: IndexFile) -> None:
         start = index.offset_bytes // _ALIGNMENT * _ALIGNMENT
         length_bytes = index.offset_bytes - start + index.length_bytes
-        _LIBC.fallocate(self._memory, _PUNCH_HOLE_KEEP_SIZE, start, length_bytes)
+        whole_pages = -(-length_bytes // _ALIGNMENT) * _ALIGNMENT  # of a part of one, only zeros would be made
+        _LIBC.fallocate(self._memory, _PUNCH_HOLE_KEEP_SIZE, start, whole_pages)
         self.held_bytes -= length_bytes
 
     def forget(self, segment: StoredSegment) -> None:

@@ -24,8 +24,10 @@ A file key encrypts one file, once, from its start to its end: no nonce repeats,
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import struct
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -36,7 +38,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from he_engine.engine import Buffer
 from he_engine.errors import FormatVersionError, TamperedDataError
 from he_engine.keys import RootKey
-from he_server.files import PAGE_BYTES, NewFile, PlainFile
+from he_server.files import PAGE_BYTES, NewFile, PlainFile, storage_errors
 
 MAGIC = b"HESEARCH"
 SEALED_FORMAT_VERSION = 2
@@ -152,7 +154,10 @@ class SealedFile:
     """Reads what is sealed in a file, at any position. Raises TamperedDataError where a chunk was altered."""
 
     def __init__(self, path: Path, data_key: RootKey) -> None:
-        self._file = PlainFile(path)
+        with storage_errors("reading"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, descriptor)
+        self._file = PlainFile(Path(f"/proc/self/fd/{descriptor}"))  # another salt's file may take its name
         self._page = self._file.read(0, PAGE_BYTES)
         self.envelope = Envelope.parse(self._page)
         self._cipher = self.envelope.cipher(data_key)
@@ -180,12 +185,12 @@ class SealedFile:
                 sealed = buffer[: length + TAG_BYTES]
                 read_into(PAGE_BYTES + chunk * (CHUNK_BYTES + TAG_BYTES), sealed)
                 first, last = max(start, offset_bytes), min(start + length, end_bytes)
-                target = out[first - offset_bytes : last - offset_bytes]
                 try:
-                    if len(target) == length:
-                        self._cipher.decrypt_into(_nonce(chunk), sealed, self._page, target)
-                    else:
-                        opened = self._cipher.decrypt(_nonce(chunk), sealed, self._page)
-                        target[:] = memoryview(opened)[first - start : last - start]
+                    with out[first - offset_bytes : last - offset_bytes] as target:  # not left open by an error
+                        if len(target) == length:
+                            self._cipher.decrypt_into(_nonce(chunk), sealed, self._page, target)
+                        else:
+                            opened = self._cipher.decrypt(_nonce(chunk), sealed, self._page)
+                            target[:] = memoryview(opened)[first - start : last - start]
                 except InvalidTag:
                     raise TamperedDataError("segment file: a sealed chunk does not match its tag") from None

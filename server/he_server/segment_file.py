@@ -172,6 +172,9 @@ def read_description(source: Source) -> Description:
     if not 1 <= count <= _MAX_PARTS:
         raise TamperedDataError(f"segment file: got {count} parts, expected 1 to {_MAX_PARTS}")
     table = [_PART.unpack_from(page, _FIXED.size + i * _PART.size) for i in range(count)]
+    kinds = [kind for kind, *_ in table]
+    if kinds != sorted(set(kinds)) or kinds[0] != 1 or kinds[-1] > _MAX_PARTS:
+        raise TamperedDataError(f"segment file: got parts of kinds {kinds}, expected 1 to {_MAX_PARTS}, ascending")
     if max(length for _, _, _, length, _ in table) >> 48:
         raise TamperedDataError("segment file: a part is longer than a file can be")
     description = Description.of(

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,14 @@ from he_server.indexes import Forget, Indexes
 from he_server.kek import KeyProvider
 from he_server.pins import Pins
 from he_server.sealed_file import NewSealedFile
-from he_server.segment_file import Description, SegmentWriter, StoredSegment, open_source, read_description
+from he_server.segment_file import (
+    Description,
+    SegmentWriter,
+    StoredSegment,
+    open_source,
+    read_description,
+    read_part,
+)
 
 _log = logging.getLogger(__name__)
 _COPY_BYTES = 1 << 20
@@ -61,6 +69,7 @@ class Upload:
 
     def __init__(self, store: Store, description: Description, state: State) -> None:
         self._store = store
+        self._published = False
         self._file, self.segment = store._new_file(description, state)
         try:
             self._writer = SegmentWriter(description, self._file)
@@ -80,6 +89,7 @@ class Upload:
     def publish(self) -> None:
         """Stores the segment, durably; call `finish` before. Raises NotFound if the collection is gone."""
         self._store._publish(self.segment, self._file)
+        self._published = True
 
     def __enter__(self) -> Upload:
         return self
@@ -88,6 +98,9 @@ class Upload:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.__exit__(kind, error, trace)
+        self._store._uploaded(self.segment.key[0], self.segment.generation)
+        if not self._published:
+            self._store.indexes.forget(self.segment)
 
 
 class Store:
@@ -123,6 +136,7 @@ class Store:
             self._folder.sync()
             self._lock = threading.Lock()  # between reading what is live and pinning it, nothing is committed
             self._pins = Pins(self._remove, self.indexes.forget)
+            self._uploads: Counter[tuple[bytes, int]] = Counter()  # by collection and generation of the data key
             self._segments: dict[Key, StoredSegment] = {}
             self._damaged: dict[Key, StoredSegment] = {}  # a part of each is wrong; the others may be read
             self._folder.clean_incoming()
@@ -206,7 +220,22 @@ class Store:
         with self.writing():
             if abs(self._clock_s() - self._collected_s) >= self._orphan_age_s / 24:  # also where the clock was set back
                 self._collect()
-            return Upload(self, description, self._catalogue.state(description.collection_id))
+            with self._lock:  # its data key stays from now on
+                state = self._catalogue.state(description.collection_id)
+                generation = state.newest_key.generation if state.newest_key else 0
+                self._uploads[description.collection_id, generation] += 1
+            try:
+                return Upload(self, description, state)
+            except BaseException:
+                self._uploaded(description.collection_id, generation)
+                raise
+
+    def _uploaded(self, collection_id: bytes, generation: int) -> None:
+        """Or given up."""
+        with self._lock:
+            self._uploads[collection_id, generation] -= 1
+            if not self._uploads[collection_id, generation]:
+                del self._uploads[collection_id, generation]
 
     def _new_file(self, description: Description, state: State) -> tuple[NewFile, StoredSegment]:
         """A file for a segment, under the newest data key, and how it is to be read under its temporary name."""
@@ -292,6 +321,8 @@ class Store:
                     known = held.get(file_id[:2])
                     if known is not None and known.file_id == file_id:
                         gone = held.pop(file_id[:2])
+                    elif known is not None and not file_id[2]:  # it has been sealed; what is sealed stays opened
+                        gone = StoredSegment(known.description, self._folder.path(file_id))
                 files.remove(self._folder.path(file_id))
         return gone
 
@@ -318,6 +349,9 @@ class Store:
             if old.file_id != record.file_id:
                 return False
             source, length_bytes = old.source, old.description.file_bytes
+            for part in [] if old.data_key else old.description.parts:  # its seal would hide the damage
+                for _ in read_part(source, part, 0, part.length_bytes):
+                    pass
             state = self._catalogue.state(record.collection_id)
             file, new = self._new_file(old.description, state)
             with file:
@@ -340,9 +374,10 @@ class Store:
         return done
 
     def drop_old_data_keys(self, collection_id: bytes) -> None:
-        """See Catalogue.drop_old_data_keys."""
-        with self.writing():
-            self._catalogue.drop_old_data_keys(collection_id)
+        """See Catalogue.drop_old_data_keys; those of segments on their way stay."""
+        with self.writing(), self._lock:
+            in_use = [generation for collection, generation in self._uploads if collection == collection_id]
+            self._catalogue.drop_old_data_keys(collection_id, in_use)
 
     # ---- the manifest ----------------------------------------------------------------------------------
     def manifest(self, name: str) -> tuple[CollectionRecord, bytes, list[bytes]]:
@@ -382,6 +417,8 @@ class Store:
             return self._pinned(record, [self._damaged.get(key) or self._sound(key)])
 
     def _sound(self, key: Key) -> StoredSegment:
+        if key not in self._segments and key not in self._damaged and (record := self._catalogue.segment(key)):
+            self._load(record)  # once more: what stopped it may have passed
         if (segment := self._segments.get(key)) is None:
             raise TamperedDataError(
                 f"segment: the stored file of {key[1].hex()[:16]}… is damaged; sending it again repairs it"

@@ -24,9 +24,14 @@ Run = tuple[str, Callable[[], Verdict | None]]
 Campaign = Callable[[Stage, Recording, int], Iterator[Run]]
 
 SUBSETS = 3  #: seeded states at each cut, beside the four that are always tried
+REHEARSAL = "rehearsal"  #: the run of a scene that fails without any fault, in every sample
 _WATCHED = "watched until here"
 _SQLITE_FOLDER = ""
 _INJECTED = (errno.EIO, errno.ENOSPC)
+
+
+def _unplayable(error: RuntimeError) -> Verdict:
+    return Verdict(problems=[str(error)])
 
 
 def _examined(stage: Stage, keys: Keys, allowed: Sequence[Model]) -> Verdict:
@@ -44,7 +49,11 @@ def power(stage: Stage, recording: Recording, seed: int) -> Iterator[Run]:
     """After every call of the script, and of the opening of what a crash left."""
     yield from _cuts(stage, Disk(recording.scenes[0].image), recording.calls, recording.allowed, f"{seed} script")
     for number, scene in enumerate(recording.crashes):
-        disk, calls = stage.rehearse(scene)
+        try:
+            disk, calls = stage.rehearse(scene)
+        except RuntimeError as error:
+            yield f"crash-{number}/{REHEARSAL}", partial(_unplayable, error)
+            continue
         yield from _cuts(stage, disk, calls, lambda _, s=scene: (s.keys, s.before), f"{seed} crash-{number}")  # type: ignore[misc]
 
 
@@ -93,7 +102,11 @@ def _strikes(
     struck: Callable[[Stage, Scene, Fault, int], Verdict | None],
 ) -> Iterator[Run]:
     for number, scene in enumerate([*recording.scenes, *recording.crashes]):
-        calls = stage.calls(scene)
+        try:
+            calls = stage.calls(scene)
+        except RuntimeError as error:
+            yield f"scene-{number}/{REHEARSAL}", partial(_unplayable, error)
+            continue
         for fault in faults:
             for index in range(sum(bool(call.kind & fault.calls) for call in calls)):
                 yield f"scene-{number}/{fault.name}/{index}", partial(struck, stage, scene, fault, index)

@@ -34,7 +34,7 @@ from pathlib import Path
 from benchmarks.machine import describe, print_json
 from he_client import CollectionKey
 from tests.faults import faultio
-from tests.faults.campaigns import CAMPAIGNS
+from tests.faults.campaigns import CAMPAIGNS, REHEARSAL
 from tests.faults.scenes import Stage, record
 from tests.faults.verdict import Verdict
 from tests.faults.workload import Keys, Step, scripts
@@ -80,7 +80,9 @@ def play(stage: Stage, mode: str, keys: Keys, steps: list[Step], arguments: argp
         if arguments.only:
             wanted = name == arguments.only
         else:
-            wanted = random.Random(f"{arguments.seed} {name}").random() * arguments.every < 1
+            wanted = random.Random(f"{arguments.seed} {name}").random() * arguments.every < 1 or name.endswith(
+                REHEARSAL
+            )
         if wanted and (verdict := run()) is not None:
             tally.add(name, verdict)
 

@@ -96,11 +96,14 @@ def examine(folder: Path, keys: Keys, allowed: Sequence[Model], verdict: Verdict
     for opening in (1, 2):
         what = f"opening {opening}"
         session = Session(folder, keys)
+        found: Model | None = None
         with verdict.trying(what):
             session.open()
             found = observe(session, verdict, what)
             verdict.compare(what, found, expected)
             expected = [probe(session, found, opening)]
+        if found is None:  # nobody can read them: it is no comfort that an error says so
+            verdict.lost += min(sum(map(len, model.values())) for model in expected)
         with verdict.trying(f"{what}, closing"):
             session.close()
         if verdict.problems:
