@@ -79,7 +79,7 @@ $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 # the end make fails. The committed ones, and docs/reliability.md, anew:
 #     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
 RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
-TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz
+TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz bitflips
 full_kill_server := --runs 1000
 full_kill_client := --runs 500
 full_soak := --seconds 1800
@@ -87,6 +87,7 @@ full_overload := --seconds 120
 full_restarts := --runs 50
 full_faults := --every 1
 full_fuzz := --inputs 1000000
+full_bitflips := --runs 10000
 short_kill_server := --runs 60
 short_kill_client := --runs 60
 short_soak := --seconds 180
@@ -94,6 +95,7 @@ short_overload := --seconds 30
 short_restarts := --runs 10
 short_faults := --every 50
 short_fuzz := --inputs 20000
+short_bitflips := --runs 1000
 
 torture: .venv/dev.stamp
 	-@$(MAKE) --keep-going --no-print-directory torture-figures
@@ -109,6 +111,8 @@ $(TORTURED)/faults_%.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.faults.run $* $($(TORTURE)_faults) --json $@ >/dev/null || test -s $@
 $(TORTURED)/fuzz.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.fuzz.run $($(TORTURE)_fuzz) --failures $(TORTURED)/fuzz --json $@ || test -s $@
+$(TORTURED)/bitflips.json: | .venv/dev.stamp $(TORTURED)
+	$(BIN)/python -m tests.fuzz.bitflips $($(TORTURE)_bitflips) --json $@ || test -s $@
 $(TORTURED)/%.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.torture.$* $($(TORTURE)_$*) --json $@ >/dev/null || test -s $@
 

@@ -483,17 +483,18 @@ def test_an_interrupted_rekey_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     from he_server.operator_commands import rekey
 
     made(tmp_path, KEK, CONTENTS)
-    reseal = Store.reseal
+    reseal, written = Store.reseal, []
 
     def once(store: Store, record: Any) -> bool:
-        monkeypatch.setattr(Store, "reseal", lambda *_: (_ for _ in ()).throw(_Stop()))
+        if written:
+            raise _Stop
+        written.append(record)
         return reseal(store, record)
 
     with monkeypatch.context() as patched:
         patched.setattr(Store, "reseal", once)
         with pytest.raises(_Stop):
             rekey(tmp_path, KEK)
-    monkeypatch.setattr(Store, "reseal", reseal)
     assert sorted(path.suffix for path in (tmp_path / "segments").rglob("*/*")) == [".1", ".1", ".2"]
     assert rekey(tmp_path, KEK) == (2, 0)
     assert {path.suffix for path in (tmp_path / "segments").rglob("*/*")} == {".2"}

@@ -76,3 +76,15 @@ def test_missing_file_folder_and_passphrase(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput):
         CollectionKey.generate().save(tmp_path / "a.key", passphrase="")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("memory_kib", 1 << 20), ("iterations", 64), ("lanes", 64)])
+def test_hostile_parameters_are_refused(saved: tuple[Path, CollectionKey], field: str, value: int) -> None:
+    """Before any of the memory or time that they ask for is spent."""
+    path, _ = saved
+    fields = json.loads(path.read_text())
+    fields["kdf"][field] = value
+    path.chmod(0o600)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(FormatVersionError):
+        CollectionKey.load(path, "correct horse")

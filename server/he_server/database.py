@@ -104,6 +104,7 @@ class Database:
             if self.failed:
                 raise ReadOnlyError("catalogue: the disk failed; this server takes no writes until it is restarted")
             with sqlite_errors():
+                self._db.execute(f"PRAGMA busy_timeout = {_WRITER_MS}")
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db
@@ -121,7 +122,6 @@ class Database:
         try:
             self._db.execute(f"PRAGMA busy_timeout = {_READER_MS}")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._db.execute(f"PRAGMA busy_timeout = {_WRITER_MS}")
         except sqlite3.Error as error:
             self.failed = getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
 

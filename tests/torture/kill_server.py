@@ -18,14 +18,13 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from he_client import Client, Collection, CollectionKey
 from he_engine.errors import Unavailable
+from he_server.fsck import check
 from he_server.kek import new_kek_file, open_kek
 from tests.torture.moments import Moments
 from tests.torture.rows import Operation, Owner, create, small_segments
@@ -161,9 +160,7 @@ class Scene:
 
     def fsck(self) -> None:
         """Of a folder that no server has open."""
-        if find_spec("he_server.fsck") is None:
-            return
-        report = import_module("he_server.fsck").check(self._server.data, open_kek(self._kek) if self._kek else None)
+        report = check(self._server.data, open_kek(self._kek) if self._kek else None)
         self.tally.counts["fsck"] += 1
         for problem in report.problems:
             self.tally.fail(f"{self.where}, fsck", problem)

@@ -76,6 +76,13 @@ def _restarts(figures: Figures) -> str:
     )
 
 
+def _flips(figures: Figures) -> str:
+    runs, detected, no_effect = (
+        sum(line[key] for line in figures["lines"]) for key in ("runs", "detected", "no_effect")
+    )
+    return f"{runs:,}: {detected:,} detected, {no_effect:,} without effect, {figures['failures']} failures"
+
+
 def _fuzz(figures: Figures) -> str:
     lines = figures["lines"]
     return (
@@ -172,6 +179,16 @@ TESTS = (
         lambda figures: not figures["failures"] and min(line["runs"] for line in figures["lines"]) >= 1_000_000,
         "Right inputs are changed: bits, lengths, fields, parts of others, and checksums are often made right again, "
         "so that what lies behind them is reached. Anything but one of our errors is a failure.",
+    ),
+    Test(
+        "random bit flips in every kind of file",
+        "bitflips",
+        "10,000: 100 % detected",
+        _flips,
+        lambda figures: not figures["failures"] and sum(line["runs"] for line in figures["lines"]) >= 10_000,
+        "One bit of a file is turned. Its reader, the server that opens the folder or fsck must say so; or all that "
+        "can be read is as before, as for bytes that SQLite does not use and for spaces in a key file: those have no "
+        "effect, and are counted apart. Anything else is a failure.",
     ),
 )
 
