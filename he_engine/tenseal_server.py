@@ -109,8 +109,7 @@ class TensealServer:
         owners = (zlib.crc32(_prefix(index).encode()) + numbers) % len(self._workers)
         busy = sorted(set(owners.tolist()))
         with _opened(index) as index_file, self._queries.open(queries) as (names, query_file):
-            status = os.fstat(index_file)
-            prefix = f"{_prefix(index)}{status.st_ino}.{status.st_mtime_ns}|"
+            prefix = f"{_prefix(index)}{os.fstat(index_file).st_ino}|"
             step = self.index_bytes_per_block
             asked = [(f"query|{name}", q * self.query_bytes) for q, name in enumerate(names)]
             requests = [

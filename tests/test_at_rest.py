@@ -372,6 +372,23 @@ def test_a_rotation_that_is_stopped_goes_on(tmp_path: Path, after: int, reopened
     store.close()
 
 
+def test_a_rotation_during_an_upload(tmp_path: Path) -> None:
+    """Its key stays until it is stored; the next rotation writes it anew. One that is given up keeps no key."""
+    live = made(tmp_path, KEK, CONTENTS)
+    store = Store(tmp_path, kek=KEK)
+    with store.upload(described([b"slow"])) as upload, store.upload(described([b"given up"])):
+        upload.write(b"slow")
+        assert rotate(store, 0.0) == 3
+        upload.finish()
+        upload.publish()
+    assert _generations(tmp_path) == [".1", ".2", ".2", ".2"]
+    assert rotate(store, float("inf")) == 1
+    assert [key.generation for state in store.states() for key in state.keys] == [2]
+    assert verify(store, upload.segment.description.segment_id) == described([b"slow"])
+    assert _live(store) == live
+    store.close()
+
+
 def test_a_rotation_among_writers(tmp_path: Path) -> None:
     """Segments come, go and are dropped meanwhile: what is live stays readable, and nothing is left behind."""
     store = Store(tmp_path, kek=KEK)

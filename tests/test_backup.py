@@ -214,9 +214,10 @@ def test_a_list_is_not_believed(data: Path, tmp_path: Path) -> None:
     backup(data, target)
     content = json.loads((target / "backup.json").read_text())
     del content["sha256"]
-    (catalogue := content["files"]["catalogue.sqlite"])
+    catalogue = content["files"]["catalogue.sqlite"]
+    shutil.copyfile(target / "catalogue.sqlite", target / "outside")
     changes: list[tuple[dict[str, Any], type[HesearchError]]] = [
-        ({"files": {"catalogue.sqlite": catalogue, "../../outside": catalogue}}, TamperedDataError),
+        ({"files": {"catalogue.sqlite": catalogue, "segments/../outside": catalogue}}, TamperedDataError),
         ({"files": {}}, TamperedDataError),
         ({"files": {"catalogue.sqlite": {"bytes": "x", "sha256": ""}}}, TamperedDataError),
         ({"format": 2}, FormatVersionError),

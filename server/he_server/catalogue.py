@@ -80,6 +80,7 @@ class Catalogue:
         self._key: RootKey | None = None
         self._states: dict[bytes, State] = {}  # by collection id
         self._names: dict[str, bytes] = {}
+        self._dropped: dict[bytes, int] = {}  # the newest generation of each collection dropped since the start
         self._segments: dict[bytes, dict[bytes, tuple[SegmentRecord, float]]] = {}  # and when each was last sent
         try:
             self._open_schema()
@@ -228,7 +229,7 @@ class Catalogue:
                 raise LimitExceeded(f"collections: got {len(self._states)}, and this server holds at most {limit}")
             state = State(record, bool(sealed_manifest), (), ())
             if self._key is not None:
-                state = state.with_new_key(now_s)
+                state = state.with_new_key(now_s, self._dropped.get(record.collection_id, 0))
             with self._db.transaction() as db:
                 self._write_state(db, state, insert=True)
                 self._write_manifest(db, state, sealed_manifest)
@@ -275,10 +276,13 @@ class Catalogue:
     def drop(self, collection_id: bytes) -> list[FileId]:
         """Forgets a collection, its data keys and its segments, whose files may then be removed. Raises NotFound."""
         with self._db.lock:
-            record = self._state(collection_id).record
+            state = self._state(collection_id)
+            record = state.record
             with self._db.transaction() as db:
                 for table in ("collections", "segments"):
                     db.execute(f"DELETE FROM {table} WHERE collection_id = ?", (collection_id,))
+            if state.newest_key is not None:  # segments may be on their way under it, and the id may come back
+                self._dropped[collection_id] = state.newest_key.generation
             del self._states[collection_id]
             del self._names[record.name]
             return [segment.file_id for segment, _ in self._segments.pop(collection_id).values()]

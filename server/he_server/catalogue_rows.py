@@ -101,9 +101,9 @@ class State:
                 return data_key.key
         raise TamperedDataError(f"catalogue: the data key of generation {generation} is gone")
 
-    def with_new_key(self, now_s: float) -> State:
-        """And a data key from the system's generator, newer than all it has."""
-        generation = self.keys[-1].generation + 1 if self.keys else 1
+    def with_new_key(self, now_s: float, after: int = 0) -> State:
+        """And a data key from the system's generator, newer than all it has, and than generation `after`."""
+        generation = (self.keys[-1].generation if self.keys else after) + 1
         return replace(self, keys=(*self.keys, DataKey(generation, now_s, secrets.token_bytes(KEY_BYTES))))
 
     def to_bytes(self) -> bytes:

@@ -93,6 +93,7 @@ def serve(arguments: argparse.Namespace) -> int:
         if config.tls_cert:
             require_tls_1_3()
         _admit_open_files()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys of the disk
         next_signal = _signals()
         with Observing(config) as observing, Service(config, observing.engine_maker) as service:
             server = GrpcServer(service, observing.interceptors)

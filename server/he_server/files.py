@@ -143,7 +143,12 @@ class PlainFile:
 
             def read_into(offset_bytes: int, out: memoryview) -> None:
                 while out:
-                    count = os.preadv(descriptor, [out], offset_bytes)
+                    try:
+                        count = os.preadv(descriptor, [out], offset_bytes)
+                    except OSError as error:
+                        if error.errno != errno.EIO:
+                            raise
+                        raise TamperedDataError("storage: the disk cannot read a file any more") from error
                     if not count:
                         raise TamperedDataError(f"storage: a file ends {len(out)} bytes too early")
                     offset_bytes, out = offset_bytes + count, out[count:]

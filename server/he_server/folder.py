@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class Folder:
         except BaseException:
             os.close(self._lock)
             raise
-        self._durable: set[Path] = set()  # folders of collections
+        self._durable: set[Path] = set()  # folders of collections; they stay until this closes
+        self._making = threading.Lock()
 
     def require_catalogue(self) -> None:
         """Raises TamperedDataError where it is gone: with a new one, all segments would soon be taken for garbage."""
@@ -71,12 +73,11 @@ class Folder:
     def make_place(self, file_id: FileId) -> None:
         """The collection's folder, durably: one that is there may have been made by a call that has yet to sync."""
         folder = self.path(file_id).parent
-        if folder in self._durable:
-            return
-        with files.storage_errors("making a folder"):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            files.sync_folder(self.segments)
-        self._durable.add(folder)
+        with self._making, files.storage_errors("making a folder"):
+            if folder not in self._durable:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                files.sync_folder(self.segments)
+                self._durable.add(folder)
 
     def sync_place(self, file_id: FileId) -> None:
         """Makes the name of a segment file durable."""
@@ -108,9 +109,9 @@ class Folder:
                 if path not in used and path.stat().st_mtime < before_s:
                     path.unlink()
         kept = {collection_id.hex() for collection_id in collections}
-        with files.storage_errors("cleaning the data folder"):
+        with self._making, files.storage_errors("cleaning the data folder"):
             for folder in self.segments.iterdir():
-                if folder.name not in kept:
+                if folder.name not in kept and folder not in self._durable:
                     with contextlib.suppress(OSError):
                         folder.rmdir()  # where it is empty
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from he_engine.engine import IndexFile
+from he_engine.errors import TamperedDataError
 from he_server.files import storage_errors
 from he_server.sealed_file import SealedFile
 from he_server.segment_file import StoredSegment
@@ -40,7 +41,7 @@ class _Opened:
 
 
 def _memory_file() -> int:
-    """Its size, and with it the time of its last change, stays the same."""
+    """Of a size that positions never reach."""
     with storage_errors("making a memory file"):
         descriptor = os.memfd_create("hesearch-indexes", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, _SIZE_BYTES)
@@ -91,6 +92,8 @@ class Indexes:
     def _decrypted(self, segment: StoredSegment) -> IndexFile:
         assert segment.data_key is not None
         source = SealedFile(segment.path, segment.data_key)
+        if source.envelope.file_id != segment.file_id:
+            raise TamperedDataError("segment file: it is another segment's")
         part = segment.description.parts[0]
         length_bytes = part.end_bytes
         with self._lock:

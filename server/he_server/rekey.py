@@ -1,7 +1,7 @@
-"""Rotation of data keys: a collection gets a new one, its files are written anew under it, then the old one is forgotten.
+"""Rotation of data keys: a collection gets a new one, its files are written anew, then the old one is forgotten.
 
-All of it goes on while the collection is searched and written, and may stop anywhere: what is left is found by comparing
-each file's generation with the newest. A folder that has just been sealed is the same case, from generation 0 to 1.
+All of it goes on while the collection is searched and written, and may stop anywhere: what is left is found by
+comparing each file's generation with the newest. A folder just sealed is the same case, from generation 0 to 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from he_engine.errors import HesearchError, NotFound, TamperedDataError
+from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
 from he_server.store import Store
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def rotate(
                     return written
                 try:
                     written += store.reseal(record)
-                except (NotFound, TamperedDataError) as error:  # dropped meanwhile, or damaged
+                except (NotFound, TamperedDataError, Unavailable) as error:  # dropped meanwhile, damaged, unreadable
                     _log.warning("data keys: a segment was left as it is: %s", error)
                 progress(record.stored_bytes)
             store.drop_old_data_keys(collection_id)

@@ -245,12 +245,12 @@ class Scans:
         self._threads = threads
         self._reading = reading
         self._lock = threading.Lock()
-        self._scans: dict[tuple[bytes, int], tuple[Scan, int]] = {}  # and how many calls have it
+        self._scans: dict[tuple[bytes, int, int], tuple[Scan, int]] = {}  # and how many calls have it
 
     @contextlib.contextmanager
     def of(self, engine: ServerEngine, snapshot: Snapshot) -> Iterator[Scan]:
-        """The scan of this version, which whoever uses it keeps pinned, as the engine."""
-        key = (snapshot.record.collection_id, snapshot.record.version)
+        """The scan of these files, which whoever uses it keeps pinned, as the engine."""
+        key = (snapshot.record.collection_id, snapshot.record.version, snapshot.edition)
         with self._lock:
             scan, users = self._scans.get(key, (None, 0))
             if scan is None:

@@ -76,6 +76,10 @@ class Envelope:
         return AESGCM(data_key.derive("segment file", self._fixed()))
 
     @property
+    def file_id(self) -> tuple[bytes, bytes, int]:
+        return self.collection_id, self.segment_id, self.generation
+
+    @property
     def file_bytes(self) -> int:
         return PAGE_BYTES + self.length_bytes + -(-self.length_bytes // CHUNK_BYTES) * TAG_BYTES
 

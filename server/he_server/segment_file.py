@@ -144,7 +144,10 @@ class StoredSegment:
 
     @property
     def source(self) -> Source:
-        return open_source(self.path, self.data_key)
+        source = open_source(self.path, self.data_key)
+        if isinstance(source, SealedFile) and source.envelope.file_id != self.file_id:
+            raise TamperedDataError("segment file: it is another segment's")
+        return source
 
     @property
     def index(self) -> IndexFile:

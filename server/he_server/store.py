@@ -47,9 +47,12 @@ _COPY_BYTES = 1 << 20
 class Snapshot:
     """Some segments, pinned until `close`. A context manager."""
 
-    def __init__(self, record: CollectionRecord, segments: Sequence[StoredSegment], pins: Pins, ids: list[FileId]):
+    def __init__(
+        self, record: CollectionRecord, segments: Sequence[StoredSegment], pins: Pins, ids: list[FileId], edition: int
+    ):
         self.record = record
         self.segments = tuple(segments)
+        self.edition = edition  #: the same segments are in other files where it is another
         self._pins = pins
         self._ids = ids
 
@@ -138,6 +141,7 @@ class Store:
             self._pins = Pins(self._remove, self.indexes.forget)
             self._uploads: Counter[tuple[bytes, int]] = Counter()  # by collection and generation of the data key
             self._segments: dict[Key, StoredSegment] = {}
+            self._editions: Counter[bytes] = Counter()  # of a collection's files: one more for each that was replaced
             self._damaged: dict[Key, StoredSegment] = {}  # a part of each is wrong; the others may be read
             self._folder.clean_incoming()
             self._collect()
@@ -280,6 +284,7 @@ class Store:
                     replaced = self._catalogue.add(record, self._clock_s())
                     self._segments[key] = stored
                     self._damaged.pop(key, None)
+                    self._editions[key[0]] += replaced is not None
             if replaced:
                 self._pins.retire([replaced])
         except BaseException:
@@ -344,33 +349,46 @@ class Store:
     def reseal(self, record: SegmentRecord) -> bool:
         """Writes the file of a segment anew under the newest data key, durably; the old one goes when nobody reads
         it. False if it is gone by now. Raises TamperedDataError if it is damaged."""
-        with self.segment(self._catalogue.state(record.collection_id).record, record.segment_id) as snapshot:
+        state = self._catalogue.state(record.collection_id)
+        with self.segment(state.record, record.segment_id) as snapshot:
             (old,) = snapshot.segments
             if old.file_id != record.file_id:
                 return False
-            source, length_bytes = old.source, old.description.file_bytes
-            for part in [] if old.data_key else old.description.parts:  # its seal would hide the damage
-                for _ in read_part(source, part, 0, part.length_bytes):
-                    pass
-            state = self._catalogue.state(record.collection_id)
             file, new = self._new_file(old.description, state)
+            moved = StoredSegment(old.description, self._folder.path(new.file_id), new.generation, new.data_key)
             with file:
-                for start in range(0, length_bytes, _COPY_BYTES):
-                    file.append(source.read(start, min(_COPY_BYTES, length_bytes - start)))
-                moved = StoredSegment(old.description, self._folder.path(new.file_id), new.generation, new.data_key)
-                self._pins.pin([new.file_id])
                 try:
-                    with self.writing():
-                        file.sync()
-                        file.publish(moved.path)
-                        self._folder.sync_place(new.file_id)
-                        with self._lock:
-                            done = self._catalogue.move(record, new.generation)
-                            if done:
-                                self._segments[moved.key] = moved
-                    self._pins.retire([record.file_id if done else new.file_id])
+                    self._copy(old, file)
+                except TamperedDataError:
+                    self.damaged(old)
+                    raise
+                self._pins.pin([moved.file_id])
+                try:
+                    done = self._replace(record, moved, file)
                 finally:
-                    self._pins.unpin([new.file_id])
+                    self._pins.unpin([moved.file_id])
+        return done
+
+    @staticmethod
+    def _copy(old: StoredSegment, file: NewFile) -> None:
+        source, length_bytes = old.source, old.description.file_bytes
+        for part in [] if old.data_key else old.description.parts:  # its seal would hide the damage
+            for _ in read_part(source, part, 0, part.length_bytes):
+                pass
+        for start in range(0, length_bytes, _COPY_BYTES):
+            file.append(source.read(start, min(_COPY_BYTES, length_bytes - start)))
+
+    def _replace(self, record: SegmentRecord, moved: StoredSegment, file: NewFile) -> bool:
+        with self.writing():
+            file.sync()
+            file.publish(moved.path)
+            self._folder.sync_place(moved.file_id)
+            with self._lock:
+                done = self._catalogue.move(record, moved.generation)
+                if done:
+                    self._segments[moved.key] = moved
+                    self._editions[record.collection_id] += 1
+        self._pins.retire([record.file_id if done else moved.file_id])
         return done
 
     def drop_old_data_keys(self, collection_id: bytes) -> None:
@@ -428,7 +446,7 @@ class Store:
     def _pinned(self, record: CollectionRecord, segments: list[StoredSegment]) -> Snapshot:
         ids = [segment.file_id for segment in segments]
         self._pins.pin(ids)
-        return Snapshot(record, segments, self._pins, ids)
+        return Snapshot(record, segments, self._pins, ids, self._editions[record.collection_id])
 
     def close(self) -> None:
         self.indexes.close()
