@@ -311,7 +311,6 @@ def test_a_damaged_file_is_not_sealed(tmp_path: Path) -> None:
     assert _generations(tmp_path) == ["", ".1", ".1"]
     with pytest.raises(TamperedDataError):
         verify(store, live[1])
-    store.damaged(store._segments[COLLECTION, live[1]])
     uploaded(store, CONTENTS[1])
     assert _generations(tmp_path) == [".1", ".1", ".1"]
     assert _live(store) == live

@@ -330,7 +330,7 @@ def test_scans_last_as_long_as_their_calls(pool: ThreadPoolExecutor) -> None:
 
     class Snap:
         def __init__(self, version: int) -> None:
-            self.record, self.segments = Record(version), segments(2)
+            self.record, self.segments, self.edition = Record(version), segments(2), 0
 
     engine = GatedEngine()
     scans = Scans(pool, 1, lambda s: contextlib.nullcontext(s.index))
