@@ -93,12 +93,12 @@ class ServerConfig:
     )
 
     max_scans: int = field(
-        default=3,
+        default=2,
         metadata=_setting(
             "overload",
-            "Answer calls that are computed at the same time; who comes then is refused at once. They share passes "
-            "over memory: 2 take 1.3 to 1.7 times as long as one, 4 take 1.6 to 2.5 times, 8 take 2.5 to 4 times; so 3 "
-            "keep all within about twice the time of one, and a larger number serves more in all, and each later",
+            "Answer calls that are computed at the same time; who comes then is refused at once, and tries again. They "
+            "share passes over memory: 2 take 1.3 to 1.7 times as long as one, 4 take 1.6 to 2.5 times, 8 take 2.5 to "
+            "4 times. A larger number serves more in all, and each later; 1 serves each as if it were alone",
             least=1,
         ),
     )
