@@ -14,8 +14,8 @@ from he_server.service import Service
 
 @contextmanager
 def grpc_address(folder: Path) -> Iterator[str]:
-    """host:port of a server of `folder` in this process."""
-    config = ServerConfig(data=folder, listen="127.0.0.1:0", insecure=True, threads=2)
+    """host:port of a server of `folder` in this process, which refuses nobody."""
+    config = ServerConfig(data=folder, listen="127.0.0.1:0", insecure=True, threads=2, max_scans=64)
     with Service(config) as service:
         server = GrpcServer(service)
         try:
