@@ -442,10 +442,6 @@ class Catalogue:
         """The disk failed: nothing is written any more."""
         return self._db.failed
 
-    def copy_to(self, path: Path) -> None:
-        """See Database.copy_to."""
-        self._db.copy_to(path)
-
     def close(self) -> None:
         self._db.close()
 

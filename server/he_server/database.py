@@ -133,11 +133,6 @@ class Database:
         with self.lock, sqlite_errors():
             return self._db.execute(statement, values).fetchall()
 
-    def copy_to(self, path: Path) -> None:
-        """A consistent copy, while others use it."""
-        with self.lock, sqlite_errors(), contextlib.closing(sqlite3.connect(path)) as target:
-            self._db.backup(target)
-
     def close(self) -> None:
         with self.lock:
             self._db.close()

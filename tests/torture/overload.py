@@ -2,14 +2,16 @@
 
     python -m tests.torture.overload --seed 1 --seconds 30
 
-First, unloaded: one call after the other. Then the capacity: as many calls a second as CALLERS callers get, each with
-the next call as soon as its last has its answer. Then the load: calls begin at random moments (a Poisson process) of
-OVER times that rate, whether or not earlier ones have ended. A call is a ready query, its answers drained; what asks
-shares the machine with the server, and its own delays are in the figures.
+With one search at a time (`--max-scans 1`), then with two (the default). First, unloaded: one call after the other.
+Then the capacity: the calls a second that as many callers get as there are places, each with the next call as soon as
+its last has its answer. Then the load: calls begin at random moments (a Poisson process) of OVER times that rate,
+whether or not earlier ones have ended. A call is a ready query, its answers drained; what asks shares the machine with
+the server, and its own delays are in the figures.
 
-JSON keys beside those of tests.torture.tally: `unloaded_s` and `accepted_s` (`p50`, `p99`), `ratio_p99` of the two,
-`refused_s` (`p50`, `p99`), `refused_share`, `capacity_per_s`, `offered_per_s`, `accepted_per_s`, `late_s` (`p99`: how
-much later than planned calls began). Failures are answers of another length, and errors other than Overloaded.
+JSON keys beside those of tests.torture.tally: `scans_1` and `scans_2`, each with `unloaded_s` and `accepted_s` (`p50`,
+`p99`), `ratio_p99` of the two, `refused_s` (`p50`, `p99`), `refused_share`, `capacity_per_s`, `offered_per_s`,
+`accepted_per_s`, `late_s` (`p99`: how much later than planned calls began). Failures are answers of another length, and
+errors other than Overloaded.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from tests.torture.tally import Tally, main
 
 ROWS, DIM = 200_000, 1024  #: a search takes some 25 ms of one thread, much more than asking for it
 CHANNELS = 8
-CALLERS = 8
+SCANS = (1, 2)  #: `max_scans`; the second is the default
 OVER = 4
 THREADS = 512  #: calls at the same time, at most
 
@@ -104,12 +106,14 @@ class Load:
             asker.close()
 
 
-def stages(address: str, messages: list[bytes], rng: np.random.Generator, seconds: float) -> dict[str, Any]:
+def stages(
+    address: str, messages: list[bytes], rng: np.random.Generator, seconds: float, *, callers: int
+) -> dict[str, Any]:
     """Unloaded and at capacity for a quarter of the time each, overloaded for half of it."""
     with ThreadPoolExecutor(THREADS) as threads, closing(Load(address, messages, threads)) as load:
         load.closed(1, 0.5)  # warms up
         unloaded = load.closed(1, seconds / 4)
-        busy = load.closed(CALLERS, seconds / 4)
+        busy = load.closed(callers, seconds / 4)
         capacity = len(busy.accepted) / (seconds / 4)
         loaded = load.open(rng, OVER * capacity, seconds / 2)
     alone, accepted = percentiles(unloaded.accepted), percentiles(loaded.accepted)
@@ -135,23 +139,24 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 def run(seed: int, seconds: float, tally: Tally, rows: int = ROWS) -> None:
     rng, key = np.random.default_rng(seed), CollectionKey.generate()
+    vectors = rng.standard_normal((rows, DIM), np.float32)
     with tempfile.TemporaryDirectory(prefix="hesearch-torture-") as folder:
-        server = Server(Path(folder), free_port(rng))
-        with server:
-            with Client(server.address, insecure=True) as client:
-                collection = client.create_collection("c", dim=DIM, key=key, profile="compact")
-                vectors = rng.standard_normal((rows, DIM), np.float32)
-                collection.insert(range(rows), vectors, progress=False)
+        port = free_port(rng)
+        with Server(Path(folder), port) as server, Client(server.address, insecure=True) as client:
+            collection = client.create_collection("c", dim=DIM, key=key, profile="compact")
+            collection.insert(range(rows), vectors, progress=False)
             encrypted = Encrypted(server.address, "c", key)
             messages = encrypted.messages([encrypted.ciphertext(vectors[0])])
             encrypted.close()
-            figures = stages(server.address, messages, rng, seconds)
-            for problem in figures.pop("other"):
-                tally.fail("a call", problem)
-            if status := server.terminate():
-                tally.fail("the end", f"SIGTERM: exit status {status}")
-    tally.special |= figures
-    tally.runs = round(figures["offered_per_s"] * seconds / 2)
+        for scans in SCANS:
+            with Server(Path(folder), port, "--max-scans", str(scans)) as server:
+                figures = stages(server.address, messages, rng, seconds / len(SCANS), callers=scans)
+                for problem in figures.pop("other"):
+                    tally.fail(f"a call with {scans} at a time", problem)
+                if status := server.terminate():
+                    tally.fail("the end", f"SIGTERM: exit status {status}")
+            tally.special[f"scans_{scans}"] = figures
+            tally.runs += round(figures["offered_per_s"] * seconds / len(SCANS) / 2)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.markdown import Figures, Run, table
 
 DEFECTS = Path(__file__).parent / "defects.toml"
+OVERLOAD_ASKED = "accepted calls' p99 ≤ 2 × unloaded; the rest refused within 100 ms"
 FIGURES, COMMITTED = Path("docs/figures/torture"), Path("docs/reliability.md")
 
 
@@ -29,7 +30,7 @@ class Test:
     asked: str
     measured: Callable[[Figures], str]
     met: Callable[[Figures], bool]
-    how: str
+    how: str = ""  #: empty: the test before says it
 
 
 def _clean(figures: Figures) -> bool:
@@ -56,12 +57,18 @@ def _announced(figures: Figures) -> str:
 
 
 def _overload(figures: Figures) -> str:
+    """With as many searches at a time."""
     return (
+        f"{figures['capacity_per_s']:.0f} searches a second at most. "
         f"p99 {_ms(figures['accepted_s'], 'p99')} ms accepted, {_ms(figures['unloaded_s'], 'p99')} ms unloaded: "
         f"{figures['ratio_p99']:.1f} times (p50 {_ms(figures['accepted_s'], 'p50')} and "
         f"{_ms(figures['unloaded_s'], 'p50')} ms); {figures['refused_share']:.0%} refused, after "
         f"{_ms(figures['refused_s'], 'p99')} ms (p99)"
     )
+
+
+def _refuses(figures: Figures, scans: str) -> bool:
+    return _clean(figures) and figures[scans]["ratio_p99"] <= 2 and figures[scans]["refused_s"]["p99"] <= 0.1
 
 
 def _ms(seconds: dict[str, float], key: str) -> str:
@@ -124,14 +131,23 @@ TESTS = (
         "one. The slope is Theil and Sen's, on medians of twenty windows after the first third, the interval Sen's.",
     ),
     Test(
-        "four times overload",
+        "four times overload, one search at a time (`max_scans = 1`)",
         "overload",
-        "accepted calls' p99 ≤ 2 × unloaded; the rest refused within 100 ms",
-        _overload,
-        lambda figures: _clean(figures) and figures["ratio_p99"] <= 2 and figures["refused_s"]["p99"] <= 0.1,
-        "Calls begin at random moments, whether or not earlier ones have ended, at four times the rate that eight "
-        "callers get who ask one call after the other. What asks shares the machine, two cores, with the server, "
-        "which computes on one; its own delays are part of the figures.",
+        OVERLOAD_ASKED,
+        lambda figures: _overload(figures["scans_1"]),
+        lambda figures: _refuses(figures, "scans_1"),
+        "Calls begin at random moments, whether or not earlier ones have ended, at four times the rate that callers "
+        "get who ask one call after the other, as many as there are places. What asks shares the machine, two cores, "
+        "with the server, which computes on one; its own delays are part of the figures. Two searches share passes "
+        "over memory: the server does more of them, each takes longer, and fewer callers have to come again. That is "
+        "the default; who wants the latency bound more than the throughput sets `max_scans = 1`.",
+    ),
+    Test(
+        "four times overload, two at a time (the default)",
+        "overload",
+        OVERLOAD_ASKED,
+        lambda figures: _overload(figures["scans_2"]),
+        lambda figures: _refuses(figures, "scans_2"),
     ),
     Test(
         "rolling restart under load",
@@ -248,7 +264,7 @@ def render(folder: Path) -> str:
         *(f"{machine}." for machine in machines(run)),
         *table(["", "asked", "measured", "met"], rows),
         "## How it is tested",
-        *(line for test in TESTS for line in section(run, test)),
+        *(line for test in TESTS if test.how for line in section(run, test)),
         "",
         "## Defects that this found",
         "",
@@ -264,10 +280,11 @@ def main() -> int:
     parser.add_argument("output", type=Path, nargs="?", default=COMMITTED, help="default: %(default)s")
     arguments = parser.parse_args()
     arguments.output.write_text(render(arguments.folder))
-    run, failed = Run(arguments.folder), []
+    run, failed = Run(arguments.folder), list[str]()
     for test in TESTS:
         if (arguments.folder / f"{test.file}.json").exists() and load(run, test)["failures"]:
             failed.append(test.file)
+    failed = list(dict.fromkeys(failed))
     if failed:
         print(f"failed: {', '.join(failed)}")
     return int(bool(failed))
