@@ -37,7 +37,7 @@ PROFILES := compact exact precise
 REPORT := $(if $(filter docs/figures,$(BENCH:/=)),docs/benchmarks.md,$(BENCH)/benchmarks.md)
 STEPS := $(foreach p,$(PROFILES),$(addprefix overhead_$p,.json _100k_2t.json _1m_1t.json _1m_2t.json _avx2.json) \
 	icd_$p.json service_$p.json) concurrency_compact.json concurrency_exact.json \
-	wire.json scaling.json pareto.json approximate.json kernels.json
+	wire.json at_rest.json scaling.json pareto.json approximate.json kernels.json
 OVERHEAD = $(BIN)/python -m benchmarks.overhead --dim 512 --profile $* --json $@
 PLAIN := --peers numpy faiss
 

@@ -7,9 +7,9 @@ store is all of WriteSegment: hashing, writing, syncing, checking. To start is t
 index into memory, once with the files in the page cache and once without (the system keeps `kept_share` of them). To
 answer is one query against all. `ciphers`: rates of opening 1 GiB with one key, on one thread, in memory.
 
-JSON keys (stable): `machine`, `arguments`, `payload_bytes`; `store_s`, `start_s`, `start_cold_s`, `answer_s`, each with
-`unsealed` and `sealed`, medians; `ratio_store`, `ratio_start`, `ratio_start_cold`, `ratio_answer` (sealed / unsealed);
-`rotate_kek_s`, `rotate_data_key_s`; `kept_share`; `ciphers`: name → GB/s, by size of chunk in KiB.
+JSON keys (stable): `machine`, `arguments`, `payload_bytes`, `segment_bytes`; `store_s`, `start_s`, `start_cold_s`,
+`answer_s`, each with `unsealed` and `sealed`, medians; `ratio_store`, `ratio_start`, `ratio_start_cold`, `ratio_answer`
+(sealed / unsealed); `rotate_kek_s`, `rotate_data_key_s`; `kept_share`; `ciphers`: name → GB/s, by size of chunk in KiB.
 """
 
 from __future__ import annotations

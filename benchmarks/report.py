@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[Run], list[str]]] = {
     "Precision on real data": sections.precision,
     "The wire": sections.wire,
     "Cold start": sections.cold,
+    "Encryption at rest": sections.at_rest,
     "Growth": sections.growth,
     "The plan": sections.plan,
     "Other encryption": sections.encrypted_peers,

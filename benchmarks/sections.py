@@ -182,6 +182,32 @@ def wire(run: Run) -> list[str]:
     ]
 
 
+def at_rest(run: Run) -> list[str]:
+    f = run.load("at_rest")
+    rows = [
+        [title, *(number(f[key][kind], ".3f") for kind in ("unsealed", "sealed")), number(f[f"ratio_{key[:-2]}"])]
+        for key, title in (
+            ("store_s", f"store a segment of {f['segment_bytes'] >> 20} MiB, s"),
+            ("start_s", "start, its files in the page cache, s"),
+            ("start_cold_s", "start, its files on the disk, s"),
+            ("answer_s", "answer one query, s"),
+        )
+    ]
+    sizes = list(next(iter(f["ciphers"].values())))
+    rates = [[name, *(number(rate[size], ".1f") for size in sizes)] for name, rate in f["ciphers"].items()]
+    return [
+        f"A folder of {f['payload_bytes'] >> 20:,} MiB of indexes, sealed with "
+        "AES-256-GCM and not, in one process without gRPC. To start is to open it and to bring every index into "
+        "memory: mapped from the files, or decrypted. Nearly all of the difference is the system's handing out and "
+        "mapping of memory for what is decrypted.",
+        *table(["", "unsealed", "sealed", "sealed ÷ unsealed"], rows),
+        f"A new key-encryption key took {number(f['rotate_kek_s'], ',.0f', 1000)} ms, a new data key for all of it "
+        f"{number(f['rotate_data_key_s'], '.1f')} s. GB/s of opening, one thread, in chunks of so many KiB:",
+        *table(["", *sizes], rates),
+        *commands("at_rest", [f]),
+    ]
+
+
 def cold(run: Run) -> list[str]:
     runs = run.found(*(f"service_{profile}" for profile in PROFILES))
 

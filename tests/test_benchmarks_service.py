@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks import concurrency, overhead, report, scaling, service, wire
+from benchmarks import at_rest, concurrency, overhead, report, scaling, service, wire
 from benchmarks.servers import ANSWER, Asker, Encrypted, drop_page_cache, resident_pages
 from he_client import Client, CollectionKey
 from he_engine.params import RINGS, Parameters
@@ -39,6 +39,7 @@ def measured() -> dict[str, dict[str, Any]]:
     return {
         "service_compact": service.measure(small()),
         "concurrency_compact": concurrency.measure(small(), (1, 2)),
+        "at_rest": at_rest.measure(Namespace(megabytes=64, threads=1, rounds=1, folder=None, json=None)),
         "wire": wire.measure(Namespace(megabytes=2, threads=1, rounds=2, json=None)),
     }
 
@@ -70,7 +71,8 @@ def documented(module: ModuleType) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("service_compact", service), ("concurrency_compact", concurrency), ("wire", wire)]
+    ("name", "module"),
+    [("service_compact", service), ("concurrency_compact", concurrency), ("at_rest", at_rest), ("wire", wire)],
 )
 def test_every_key_is_documented(name: str, module: ModuleType, measured: dict[str, dict[str, Any]]) -> None:
     assert set(measured[name]) <= documented(module)
@@ -95,6 +97,13 @@ def test_answers_are_compared(measured: dict[str, dict[str, Any]]) -> None:
         assert list(figures[way]) == ["1", "2"]
         assert figures[way]["1"]["times_faster_than_alone"] == 1
         assert all(one["s_per_query"] > 0 < one["ratio_vs_faiss"] for one in figures[way].values())
+
+
+def test_sealing_is_measured(measured: dict[str, dict[str, Any]]) -> None:
+    figures = measured["at_rest"]
+    assert figures["payload_bytes"] == figures["segment_bytes"] == 64 << 20
+    assert figures["ratio_store"] == figures["store_s"]["sealed"] / figures["store_s"]["unsealed"]
+    assert len(figures["ciphers"]) >= 2
 
 
 def test_streams_are_measured(measured: dict[str, dict[str, Any]]) -> None:
