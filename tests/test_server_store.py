@@ -7,7 +7,9 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from he_engine.engine import IndexFile
 from he_engine.errors import (
+    Conflict,
     FormatVersionError,
     HesearchError,
     InvalidInput,
@@ -31,6 +34,7 @@ from he_server.config import ServerConfig
 from he_server.files import PlainFile
 from he_server.folder import Folder
 from he_server.kek import KeyProvider
+from he_server.pins import Pins
 from he_server.segment_file import SegmentWriter, read_description
 from he_server.store import Snapshot, Store
 from tests.store_fixture import (
@@ -558,59 +562,145 @@ def test_a_drop_during_an_upload(store: Store, tmp_path: Path) -> None:
     assert not path_of(tmp_path, upload.segment.description.segment_id).exists()
 
 
-class _Lock:
-    """A lock that tells when somebody comes to it while it is held."""
-
-    def __init__(self, came: threading.Event) -> None:
-        self._lock = threading.Lock()
-        self._came = came
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self._came.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("reader", ["snapshot", "segment"])
 @pytest.mark.parametrize("writer", ["commit", "drop", "collect"])
-def test_nothing_is_retired_between_reading_and_pinning(
-    tmp_path: Path, kek: KeyProvider | None, reader: str, writer: str
+def test_what_is_retired_while_it_is_being_pinned(
+    tmp_path: Path, kek: KeyProvider | None, reader: str, writer: str, when: str
 ) -> None:
-    """The writer starts when the reader knows what is live and has not pinned it: it must wait until then."""
+    """The writer does all its work when the reader knows what is live, before or after it pins that: the reader must
+    notice, and leave nothing pinned."""
     now = 1e9
     store = Store(tmp_path, kek=kek, clock_s=lambda: now)
     store.create(RECORD, b"sealed", 10)
-    segment, waits, pin = uploaded(store, [b"index"]), threading.Event(), store._pins.pin
-    live = [] if writer == "collect" else [segment]
-    store.commit(RECORD, 1, b"sealed 2", live)
-    store._lock = _Lock(waits)  # type: ignore[assignment]
+    segment, pin = uploaded(store, [b"index"]), store._pins.pin
+    path = path_of(tmp_path, segment)
+    store.commit(RECORD, 1, b"sealed 2", [] if writer == "collect" else [segment])
     now += 1e9
 
-    def write() -> None:
+    def interrupted(ids: list[FileId]) -> None:
+        store._pins.pin = pin  # type: ignore[method-assign]
+        if when == "after":
+            pin(ids)
         if writer == "commit":
             store.commit(RECORD, 2, b"sealed 3", [])
         elif writer == "drop":
             store.drop(RECORD)
         else:
             store._collect()
-        waits.set()  # or has done without
-
-    thread = threading.Thread(target=write)
-
-    def interrupted(ids: list[FileId]) -> None:
-        thread.start()
-        waits.wait()
-        pin(ids)
+        if when == "before":
+            pin(ids)
+        assert path.exists() == (when == "after" and (reader, writer) != ("snapshot", "collect"))
 
     store._pins.pin = interrupted  # type: ignore[method-assign,assignment]
-    with store.snapshot(RECORD, 2) if reader == "snapshot" else store.segment(RECORD, segment) as snapshot:
-        thread.join()
-        assert all(stored.path.exists() for stored in snapshot.segments)
-    assert not path_of(tmp_path, segment).exists()
+    if (reader, writer) == ("snapshot", "collect"):  # it was not live
+        store.snapshot(RECORD, 2).close()
+    else:
+        with pytest.raises((Conflict, NotFound)):
+            store.snapshot(RECORD, 2) if reader == "snapshot" else store.segment(RECORD, segment)
+    assert not path.exists()
+    assert not store._pins.ids()
     store.close()
+
+
+def test_who_searches_waits_for_no_write(store: Store, tmp_path: Path) -> None:
+    """Another process holds the catalogue's write lock, as a backup does, and a writer waits for it."""
+    live = [uploaded(store, [b"a"])]
+    store.commit(RECORD, 1, b"sealed 2", live)
+    other = sqlite3.connect(tmp_path / "catalogue.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writer = threading.Thread(target=store.commit, args=(RECORD, 2, b"sealed 3", live))
+    writer.start()
+    while not store._writes.locked():
+        time.sleep(0.001)
+    with store.snapshot(RECORD, 2) as snapshot:
+        assert len(snapshot.segments) == 1
+    with store.segment(RECORD, live[0]):
+        assert store.totals(RECORD).segments == 1
+    assert writer.is_alive()
+    other.close()
+    writer.join()
+    assert store.find("notes").version == 3
+
+
+def test_removing_one_file_keeps_nobody_from_another() -> None:
+    removing, removed = threading.Event(), threading.Event()
+    one, two = (b"c", b"1", 0), (b"c", b"2", 0)
+
+    def remove(_: FileId) -> None:
+        removing.set()
+        removed.wait()
+
+    pins = Pins(remove, lambda _: None)
+    first = threading.Thread(target=pins.retire, args=([one],))
+    first.start()
+    removing.wait()
+    pins.pin([two])
+    second = threading.Thread(target=pins.pin, args=([one],))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()  # it must not find the file, and lose it
+    removed.set()
+    first.join()
+    second.join()
+    assert sorted(pins.ids()) == [one, two]
+
+
+class _FailingCommit:
+    """A connection whose commits fail as on a disk that does."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def execute(self, statement: str, *values: object) -> object:
+        if statement != "COMMIT":
+            return self._db.execute(statement, *values)
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+        raise error
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._db, name)
+
+
+def test_a_commit_that_failed_is_the_last(store: Store) -> None:
+    """Also for who waits for the catalogue meanwhile: it is marked before anybody else has it."""
+    database = store._catalogue._db
+    sound, database._db = database._db, _FailingCommit(database._db)  # type: ignore[assignment]
+    with pytest.raises(ReadOnlyError):
+        store._catalogue.create(replace(RECORD, name="b", collection_id=bytes(16)), b"sealed", 10, 0.0)
+    database._db = sound
+    assert store.read_only
+    with pytest.raises(ReadOnlyError), database.transaction():
+        pass
+    store.snapshot(RECORD, 1).close()
+
+
+def test_an_import_nobody_goes_on_with_is_collected(tmp_path: Path, kek: KeyProvider | None) -> None:
+    now = 1e9
+    store = Store(tmp_path, kek=kek, clock_s=lambda: now, orphan_age_s=100.0)
+    store.create(replace(RECORD, version=4), b"", 10)
+    uploaded(store, [b"a"])
+    store._collect()
+    now += 50
+    store._collect()
+    assert store.find("notes")
+    now += 101
+    store._collect()
+    with pytest.raises(NotFound):
+        store.find("notes")
+    store.close()
+
+
+def test_dropped_collections_leave_nothing(store: Store, tmp_path: Path) -> None:
+    for number in range(5):
+        record = replace(RECORD, name=f"n{number}", collection_id=bytes([number + 1] * 16))
+        store.create(record, b"sealed", 10)
+        uploaded(store, [b"a"], record.collection_id)
+        store.drop(record)
+    assert len(list((tmp_path / "segments").iterdir())) <= 1
+    assert len(store._editions) <= 1
+    assert len(store._folder._durable) <= 1
 
 
 def test_a_snapshot_is_one_version(store: Store) -> None:

@@ -1,7 +1,7 @@
 """The catalogue: which collections and segments there are, and which segments each manifest makes live.
 
-It is small and read all the time, so all but the manifests is kept in memory; each change is first a transaction in
-one SQLite file (he_server.database), schema version 2:
+It is small and read all the time, so all but the manifests is kept in memory, and who reads that waits for no disk;
+each change is first a transaction in one SQLite file (he_server.database), schema version 2:
 
     folder       one INTEGER = 1 · wrapped_key BLOB     the folder key under the key-encryption key; empty: not sealed
     collections  collection_id BLOB · state BLOB · manifest BLOB
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -80,8 +81,9 @@ class Catalogue:
         self._key: RootKey | None = None
         self._states: dict[bytes, State] = {}  # by collection id
         self._names: dict[str, bytes] = {}
-        self._dropped: dict[bytes, int] = {}  # the newest generation of each collection dropped since the start
+        self._dropped = 0  # the newest generation of all collections dropped since the start
         self._segments: dict[bytes, dict[bytes, tuple[SegmentRecord, float]]] = {}  # and when each was last sent
+        self._lock = threading.Lock()  # of what is in memory: never held while the disk works
         try:
             self._open_schema()
             self._key = self._folder_key(kek, previous_kek)
@@ -153,9 +155,10 @@ class Catalogue:
 
     def _remember(self, state: State) -> None:
         collection_id = state.record.collection_id
-        self._states[collection_id] = state
-        self._names[state.record.name] = collection_id
-        self._segments.setdefault(collection_id, {})
+        with self._lock:
+            self._states[collection_id] = state
+            self._names[state.record.name] = collection_id
+            self._segments.setdefault(collection_id, {})
 
     def _seal(self, kek: KeyProvider) -> None:
         """From now on the folder is sealed; files of segments follow (he_server.rekey)."""
@@ -229,7 +232,7 @@ class Catalogue:
                 raise LimitExceeded(f"collections: got {len(self._states)}, and this server holds at most {limit}")
             state = State(record, bool(sealed_manifest), (), ())
             if self._key is not None:
-                state = state.with_new_key(now_s, self._dropped.get(record.collection_id, 0))
+                state = state.with_new_key(now_s, self._dropped)
             with self._db.transaction() as db:
                 self._write_state(db, state, insert=True)
                 self._write_manifest(db, state, sealed_manifest)
@@ -237,27 +240,27 @@ class Catalogue:
 
     def find(self, name: str) -> CollectionRecord:
         """Raises NotFound."""
-        with self._db.lock:
+        with self._lock:
             if (collection_id := self._names.get(name)) is None:
                 raise NotFound(f"collection: there is no {name!r}")
             return self._states[collection_id].record
 
     def state(self, collection_id: bytes) -> State:
         """Raises NotFound."""
-        with self._db.lock:
+        with self._lock:
             return self._state(collection_id)
 
     def states(self) -> list[State]:
-        with self._db.lock:
+        with self._lock:
             return list(self._states.values())
 
     def collections(self) -> list[CollectionRecord]:
         """Sorted by name."""
-        with self._db.lock:
+        with self._lock:
             return [self._states[self._names[name]].record for name in sorted(self._names)]
 
     def totals(self, collection_id: bytes) -> Totals:
-        with self._db.lock:
+        with self._lock:
             state = self._states.get(collection_id)
             known = self._segments.get(collection_id, {})
             live = [known[segment_id][0] for segment_id in (state.live if state else ())]
@@ -270,7 +273,7 @@ class Catalogue:
 
     def kept_bytes(self, collection_id: bytes) -> int:
         """Of all segments of a collection, live or not."""
-        with self._db.lock:
+        with self._lock:
             return sum(segment.stored_bytes for segment, _ in self._segments.get(collection_id, {}).values())
 
     def drop(self, collection_id: bytes) -> list[FileId]:
@@ -282,10 +285,11 @@ class Catalogue:
                 for table in ("collections", "segments"):
                     db.execute(f"DELETE FROM {table} WHERE collection_id = ?", (collection_id,))
             if state.newest_key is not None:  # segments may be on their way under it, and the id may come back
-                self._dropped[collection_id] = state.newest_key.generation
-            del self._states[collection_id]
-            del self._names[record.name]
-            return [segment.file_id for segment, _ in self._segments.pop(collection_id).values()]
+                self._dropped = max(self._dropped, state.newest_key.generation)
+            with self._lock:
+                del self._states[collection_id]
+                del self._names[record.name]
+                return [segment.file_id for segment, _ in self._segments.pop(collection_id).values()]
 
     # ---- segments --------------------------------------------------------------------------------------
     def touch(self, collection_id: bytes, segment_id: bytes, now_s: float) -> bool:
@@ -316,11 +320,12 @@ class Catalogue:
         with self._db.transaction() as db:
             for segment, touched_s in rows:
                 self._write_segment(db, segment, touched_s)
-        for segment, touched_s in rows:
-            self._segments[segment.collection_id][segment.segment_id] = (segment, touched_s)
+        with self._lock:
+            for segment, touched_s in rows:
+                self._segments[segment.collection_id][segment.segment_id] = (segment, touched_s)
 
     def segment(self, key: Key) -> SegmentRecord | None:
-        with self._db.lock:
+        with self._lock:
             found = self._segments.get(key[0], {}).get(key[1])
         return found[0] if found else None
 
@@ -331,7 +336,7 @@ class Catalogue:
 
     def segments(self, collection_id: bytes | None = None) -> list[SegmentRecord]:
         """Every stored segment, of one collection or of all."""
-        with self._db.lock:
+        with self._lock:
             chosen = self._segments.values() if collection_id is None else [self._segments.get(collection_id, {})]
             return [segment for known in chosen for segment, _ in known.values()]
 
@@ -358,8 +363,9 @@ class Catalogue:
         )
 
     def _forget(self, segments: Iterable[SegmentRecord]) -> None:
-        for segment in segments:
-            del self._segments[segment.collection_id][segment.segment_id]
+        with self._lock:
+            for segment in segments:
+                del self._segments[segment.collection_id][segment.segment_id]
 
     # ---- the manifest ----------------------------------------------------------------------------------
     def manifest(self, name: str) -> tuple[CollectionRecord, bytes, list[bytes]]:
@@ -370,7 +376,7 @@ class Catalogue:
             return state.record, self._manifest(state), list(state.live)
 
     def live(self, collection_id: bytes) -> list[bytes]:
-        with self._db.lock:
+        with self._lock:
             state = self._states.get(collection_id)
             return list(state.live) if state else []
 
@@ -402,7 +408,8 @@ class Catalogue:
                 self._delete(db, retired)
                 self._write_state(db, following)
                 self._write_manifest(db, following, sealed_manifest)
-            self._states[collection_id] = following
+            with self._lock:
+                self._states[collection_id] = following
             self._forget(retired)
         return version + 1, [segment.file_id for segment in retired]
 
@@ -426,7 +433,8 @@ class Catalogue:
     def _replace_state(self, state: State) -> None:
         with self._db.transaction() as db:
             self._write_state(db, state)
-        self._states[state.record.collection_id] = state
+        with self._lock:
+            self._states[state.record.collection_id] = state
 
     def move(self, segment: SegmentRecord, generation: int) -> bool:
         """Its file of this generation is on the disk, and is its file from now on. False: it is gone by now."""

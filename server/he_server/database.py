@@ -110,7 +110,8 @@ class Database:
                     yield self._db
                     with step("commit"):
                         self._db.execute("COMMIT")
-                except BaseException:
+                except BaseException as error:
+                    self._notice(error)
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
                     raise
@@ -123,7 +124,11 @@ class Database:
             self._db.execute(f"PRAGMA busy_timeout = {_READER_MS}")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
-            self.failed = getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
+            self._notice(error)
+
+    def _notice(self, error: BaseException) -> None:
+        """Before anybody else has the lock: who waits for it must not commit after a disk that failed."""
+        self.failed = self.failed or getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
 
     def one(self, statement: str, *values: object) -> Any:
         with self.lock, sqlite_errors():

@@ -94,6 +94,13 @@ class Folder:
             for path in self.incoming.iterdir():
                 files.remove(path)
 
+    def forget(self, collection_id: bytes) -> None:
+        """The collection was dropped: its folder goes, now if it is empty."""
+        folder = self.segments / collection_id.hex()
+        with self._making, contextlib.suppress(OSError):
+            self._durable.discard(folder)
+            folder.rmdir()
+
     def strays(self, wanted: Iterable[FileId]) -> list[Path]:
         """All below `segments` that is not the file of one of these segments."""
         paths = {self.path(file_id) for file_id in wanted}

@@ -88,6 +88,7 @@ class Indexes:
             opened.users -= 1
             if not opened.users and (opened.stale or opened.index is None):
                 self._drop(key, opened)
+            self._make_room(0)  # while all were in use, they may have been more than the limit
 
     def _decrypted(self, segment: StoredSegment) -> IndexFile:
         assert segment.data_key is not None

@@ -11,30 +11,34 @@ from he_server.segment_file import StoredSegment
 
 
 class Pins:
-    """Thread-safe. `remove` is called under the lock, so that nobody pins what is being removed; what it
-    returns is told to `removed` afterwards, without the lock."""
+    """Thread-safe. `remove` is called without the lock, but nobody pins the file that it removes before it has ended;
+    what it returns is told to `removed`."""
 
     def __init__(
         self, remove: Callable[[FileId], StoredSegment | None], removed: Callable[[StoredSegment], None]
     ) -> None:
         self._remove = remove
         self._removed = removed
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._readers: Counter[FileId] = Counter()
         self._retired: set[FileId] = set()
+        self._going: set[FileId] = set()  #: being removed
 
     def ids(self) -> list[FileId]:
         """Those that somebody reads or writes."""
-        with self._lock:
+        with self._changed:
             return list(self._readers)
 
     def pin(self, ids: Iterable[FileId]) -> None:
-        with self._lock:
-            self._readers.update(ids)
+        """Waits for the removal of one of these, if it is under way, and of no other."""
+        wanted = list(ids)
+        with self._changed:
+            self._changed.wait_for(lambda: self._going.isdisjoint(wanted))
+            self._readers.update(wanted)
 
     def unpin(self, ids: Iterable[FileId]) -> None:
-        with self._lock:
-            free = []
+        free = []
+        with self._changed:
             for file_id in ids:
                 self._readers[file_id] -= 1
                 if self._readers[file_id] == 0:
@@ -42,22 +46,28 @@ class Pins:
                     if file_id in self._retired:
                         self._retired.discard(file_id)
                         free.append(file_id)
-            gone = [self._remove(file_id) for file_id in free]
-        self._tell(gone)
+            self._going.update(free)
+        self._take_away(free)
 
     def retire(self, ids: Iterable[FileId]) -> None:
         """Remove these, now or when their last reader has gone."""
-        with self._lock:
-            free = []
+        free = []
+        with self._changed:
             for file_id in ids:
                 if file_id in self._readers:
                     self._retired.add(file_id)
-                else:
+                elif file_id not in self._going:
+                    self._going.add(file_id)
                     free.append(file_id)
-            gone = [self._remove(file_id) for file_id in free]
-        self._tell(gone)
+        self._take_away(free)
 
-    def _tell(self, gone: Iterable[StoredSegment | None]) -> None:
-        for segment in gone:
-            if segment is not None:
-                self._removed(segment)
+    def _take_away(self, free: Iterable[FileId]) -> None:
+        for file_id in free:
+            try:
+                gone = self._remove(file_id)
+                if gone is not None:
+                    self._removed(gone)
+            finally:
+                with self._changed:
+                    self._going.discard(file_id)
+                    self._changed.notify_all()

@@ -13,6 +13,7 @@ is committed meanwhile.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -41,20 +42,20 @@ from he_server.segment_file import (
 )
 
 _log = logging.getLogger(__name__)
+_Chosen = tuple[CollectionRecord, list[StoredSegment], int]  # and the edition
 _COPY_BYTES = 1 << 20
 
 
 class Snapshot:
     """Some segments, pinned until `close`. A context manager."""
 
-    def __init__(
-        self, record: CollectionRecord, segments: Sequence[StoredSegment], pins: Pins, ids: list[FileId], edition: int
-    ):
+    def __init__(self, record: CollectionRecord, segments: Sequence[StoredSegment], pins: Pins, edition: int) -> None:
         self.record = record
         self.segments = tuple(segments)
         self.edition = edition  #: the same segments are in other files where it is another
         self._pins = pins
-        self._ids = ids
+        self._ids = [segment.file_id for segment in segments]
+        pins.pin(self._ids)
 
     def close(self) -> None:
         ids, self._ids = self._ids, []
@@ -137,11 +138,14 @@ class Store:
             self._catalogue = Catalogue(self._folder.catalogue, kek, previous_kek)
             opened.callback(self._catalogue.close)
             self._folder.sync()
-            self._lock = threading.Lock()  # between reading what is live and pinning it, nothing is committed
+            self._writes = threading.Lock()  # one change at a time; may be held while the disk works
+            self._lock = threading.Lock()  # of what is in memory; never held while the disk works
             self._pins = Pins(self._remove, self.indexes.forget)
             self._uploads: Counter[tuple[bytes, int]] = Counter()  # by collection and generation of the data key
             self._segments: dict[Key, StoredSegment] = {}
-            self._editions: Counter[bytes] = Counter()  # of a collection's files: one more for each that was replaced
+            self._edition = itertools.count(1)
+            self._editions: dict[bytes, int] = {}  # of a collection's files: another for each that was replaced
+            self._imports: dict[bytes, float] = {}  # when collections without a manifest were first seen
             self._damaged: dict[Key, StoredSegment] = {}  # a part of each is wrong; the others may be read
             self._folder.clean_incoming()
             self._collect()
@@ -157,21 +161,33 @@ class Store:
             segment = StoredSegment(read_description(open_source(path, data_key)), path, record.generation, data_key)
             if segment.file_id != record.file_id:
                 raise TamperedDataError("segment file: it is another segment's")
-            self._segments[segment.key] = segment
+            with self._lock:
+                if segment.key not in self._damaged:
+                    self._segments.setdefault(segment.key, segment)
         except HesearchError as error:
             _log.error("segment %s of collection %s: %s", record.segment_id.hex(), record.collection_id.hex(), error)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Around every write. Raises ReadOnlyError after one in which a sync failed."""
-        if self._failed:
-            raise ReadOnlyError("storage: a sync to disk failed; this server takes no writes until it is restarted")
+        self._require_writable()
         try:
             yield
         except ReadOnlyError as error:
             self._failed = True
             _log.critical("no more writes until a restart: %s", error)
             raise
+
+    def _require_writable(self) -> None:
+        if self._failed:
+            raise ReadOnlyError("storage: a sync to disk failed; this server takes no writes until it is restarted")
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around a change of the catalogue: no other is made meanwhile, nor this one after a sync that failed."""
+        with self.writing(), self._writes:
+            self._require_writable()
+            yield
 
     @property
     def read_only(self) -> bool:
@@ -185,8 +201,9 @@ class Store:
     # ---- collections -----------------------------------------------------------------------------------
     def create(self, record: CollectionRecord, sealed_manifest: bytes, limit: int) -> None:
         """See Catalogue.create."""
-        with self.writing():
+        with self._changing():
             self._catalogue.create(record, sealed_manifest, limit, self._clock_s())
+            self._replaced(record.collection_id)  # one with its id may have been dropped, and be searched yet
 
     def find(self, name: str, collection_id: bytes | None = None) -> CollectionRecord:
         """Raises NotFound, also where the name is now another collection's."""
@@ -207,16 +224,19 @@ class Store:
 
     def drop(self, record: CollectionRecord) -> None:
         """Raises NotFound. Its data keys go first; its files when nobody reads them any more."""
-        with self.writing(), self._lock:
+        with self._changing():
             dropped = self._catalogue.drop(record.collection_id)
+        with self._lock:
+            self._editions.pop(record.collection_id, None)
         self._pins.retire(dropped)
+        self._folder.forget(record.collection_id)
 
     # ---- segments --------------------------------------------------------------------------------------
     def has(self, key: Key) -> bool:
         """Whether the segment is stored and its file is sound; if so, it counts as sent just now."""
         if key not in self._segments:
             return False
-        with self.writing():
+        with self._changing():
             return self._catalogue.touch(*key, self._clock_s())
 
     def upload(self, description: Description) -> Upload:
@@ -253,16 +273,25 @@ class Store:
         return file, StoredSegment(description, file.path, newest.generation, data_key)
 
     def _collect(self) -> None:
-        """Removes the segments that were last sent `orphan_age_s` ago and never committed, and files without a row
-        that are as old."""
+        """Removes the segments that were last sent `orphan_age_s` ago and never committed, files without a row that are
+        as old, and collections whose import nobody has gone on with for so long."""
         self._collected_s = self._clock_s()
         before_s = self._collected_s - self._orphan_age_s
-        with self.writing(), self._lock:
+        with self._changing():
             orphans = self._catalogue.collect(before_s)
         self._pins.retire(orphans)
+        self._collect_imports(before_s)
         files_of = (segment.file_id for segment in self._catalogue.segments())
         collections = (record.collection_id for record in self._catalogue.collections())
         self._folder.clean(files_of, collections, before_s, self._pins)
+
+    def _collect_imports(self, before_s: float) -> None:
+        importing = {s.record.collection_id: s.record for s in self._catalogue.states() if not s.has_manifest}
+        self._imports = {key: self._imports.get(key, self._collected_s) for key in importing}
+        for collection_id, seen_s in self._imports.items():
+            if seen_s < before_s and not self._catalogue.segments(collection_id):
+                with contextlib.suppress(NotFound):
+                    self.drop(importing[collection_id])
 
     def _publish(self, segment: StoredSegment, file: NewFile) -> None:
         file_id, key = segment.file_id, segment.key
@@ -280,11 +309,13 @@ class Store:
                 if replaces and stored.data_key is None:
                     self.indexes.forget(stored)
                 self._folder.sync_place(file_id)
-                with self._lock:
+                with self._changing():
                     replaced = self._catalogue.add(record, self._clock_s())
-                    self._segments[key] = stored
-                    self._damaged.pop(key, None)
-                    self._editions[key[0]] += replaced is not None
+                    with self._lock:
+                        self._segments[key] = stored
+                        self._damaged.pop(key, None)
+                    if replaced:
+                        self._replaced(key[0])
             if replaced:
                 self._pins.retire([replaced])
         except BaseException:
@@ -292,6 +323,11 @@ class Store:
             raise
         finally:
             self._pins.unpin([file_id])
+
+    def _replaced(self, collection_id: bytes) -> None:
+        """Its segments are in other files now."""
+        with self._lock:
+            self._editions[collection_id] = next(self._edition)
 
     @contextlib.contextmanager
     def reading(self, segment: StoredSegment) -> Iterator[IndexFile]:
@@ -319,16 +355,17 @@ class Store:
     def _remove(self, file_id: FileId) -> StoredSegment | None:
         """Removes the file of a segment that the catalogue does not have (any more, or again); the segment, if what
         is opened of it may go, too."""
+        if self._catalogue.contains(file_id):
+            return None
         gone = None
-        with contextlib.suppress(HesearchError):  # then the next start removes it
-            if not self._catalogue.contains(file_id):
-                for held in (self._segments, self._damaged):
-                    known = held.get(file_id[:2])
-                    if known is not None and known.file_id == file_id:
-                        gone = held.pop(file_id[:2])
-                    elif known is not None and not file_id[2]:  # it has been sealed; what is sealed stays opened
-                        gone = StoredSegment(known.description, self._folder.path(file_id))
-                files.remove(self._folder.path(file_id))
+        with self._lock:
+            for held in (self._segments, self._damaged):
+                known = held.get(file_id[:2])
+                if known is not None and known.file_id == file_id:
+                    gone = held.pop(file_id[:2])
+                elif known is not None and not file_id[2]:  # it has been sealed; what is sealed stays opened
+                    gone = StoredSegment(known.description, self._folder.path(file_id))
+        files.remove(self._folder.path(file_id))
         return gone
 
     # ---- data keys -------------------------------------------------------------------------------------
@@ -338,7 +375,7 @@ class Store:
 
     def add_data_key(self, collection_id: bytes) -> None:
         """A new data key for what is written from now on. Raises NotFound."""
-        with self.writing():
+        with self._changing():
             self._catalogue.add_data_key(collection_id, self._clock_s())
 
     def outdated(self, collection_id: bytes) -> list[SegmentRecord]:
@@ -383,18 +420,20 @@ class Store:
             file.sync()
             file.publish(moved.path)
             self._folder.sync_place(moved.file_id)
-            with self._lock:
+            with self._changing():
                 done = self._catalogue.move(record, moved.generation)
                 if done:
-                    self._segments[moved.key] = moved
-                    self._editions[record.collection_id] += 1
+                    with self._lock:
+                        self._segments[moved.key] = moved
+                    self._replaced(record.collection_id)
         self._pins.retire([record.file_id if done else moved.file_id])
         return done
 
     def drop_old_data_keys(self, collection_id: bytes) -> None:
         """See Catalogue.drop_old_data_keys; those of segments on their way stay."""
-        with self.writing(), self._lock:
-            in_use = [generation for collection, generation in self._uploads if collection == collection_id]
+        with self._changing():
+            with self._lock:
+                in_use = [generation for collection, generation in self._uploads if collection == collection_id]
             self._catalogue.drop_old_data_keys(collection_id, in_use)
 
     # ---- the manifest ----------------------------------------------------------------------------------
@@ -406,7 +445,7 @@ class Store:
         self, record: CollectionRecord, expected_version: int, sealed_manifest: bytes, live: Sequence[bytes]
     ) -> int:
         """See Catalogue.commit. The segments that were live and are no more go when nobody reads them."""
-        with self.writing(), self._lock:
+        with self._changing():
             version, retired = self._catalogue.commit(record.collection_id, expected_version, sealed_manifest, live)
         self._pins.retire(retired)
         return version
@@ -420,19 +459,26 @@ class Store:
     def snapshot(self, record: CollectionRecord, version: int) -> Snapshot:
         """All live segments of the current version. Raises Conflict if that is not `version`,
         TamperedDataError if the file of one is damaged."""
-        with self._lock:
+
+        def choose() -> _Chosen:
+            edition = self._editions.get(record.collection_id, 0)
             current = self.find(record.name, record.collection_id)
             self.require_version(current, version)
             live = self._catalogue.live(record.collection_id)
-            return self._pinned(current, [self._sound((record.collection_id, segment_id)) for segment_id in live])
+            return current, [self._sound((record.collection_id, segment_id)) for segment_id in live], edition
+
+        return self._pinned(choose)
 
     def segment(self, record: CollectionRecord, segment_id: bytes) -> Snapshot:
         """One segment, live or not. Raises NotFound, TamperedDataError if its file cannot be read at all."""
         key = (record.collection_id, segment_id)
-        with self._lock:
+
+        def choose() -> _Chosen:
             if self._catalogue.segment(key) is None:
                 raise NotFound(f"segment: {segment_id.hex()[:16]}… is not stored here")
-            return self._pinned(record, [self._damaged.get(key) or self._sound(key)])
+            return record, [self._damaged.get(key) or self._sound(key)], 0
+
+        return self._pinned(choose)
 
     def _sound(self, key: Key) -> StoredSegment:
         if key not in self._segments and key not in self._damaged and (record := self._catalogue.segment(key)):
@@ -443,10 +489,22 @@ class Store:
             )
         return segment
 
-    def _pinned(self, record: CollectionRecord, segments: list[StoredSegment]) -> Snapshot:
-        ids = [segment.file_id for segment in segments]
-        self._pins.pin(ids)
-        return Snapshot(record, segments, self._pins, ids, self._editions[record.collection_id])
+    def _pinned(self, choose: Callable[[], _Chosen]) -> Snapshot:
+        """What `choose` gives, pinned, once it gives the same afterwards: a file is retired only when it is no longer
+        given. Nobody waits here for a commit and its syncs."""
+        chosen = choose()
+        while True:
+            record, segments, edition = chosen
+            snapshot = Snapshot(record, segments, self._pins, edition)
+            try:
+                again = choose()
+            except BaseException:
+                snapshot.close()
+                raise
+            if again == chosen:
+                return snapshot
+            snapshot.close()
+            chosen = again
 
     def close(self) -> None:
         self.indexes.close()
