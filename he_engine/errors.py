@@ -83,6 +83,18 @@ class Overloaded(Unavailable):
     """The server has as many calls as it takes; try again a little later."""
 
 
+class Unauthenticated(HesearchError):
+    """The server does not know who calls: no certificate or token that it accepts."""
+
+
+class PermissionDenied(HesearchError):
+    """The server knows who calls, and no policy lets them do this."""
+
+
+class QuotaExceeded(HesearchError):
+    """The caller has used up what a quota grants for now."""
+
+
 class ReadOnlyError(HesearchError):
     """A sync to the server's disk failed: it takes no writes until it is started again; searches go on."""
 

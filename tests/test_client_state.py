@@ -77,7 +77,7 @@ def response_for(client: Client, key: CollectionKey) -> tuple[pb.ReadManifestRes
         ("collection_id", bytes(16), TamperedDataError),
         ("version", 2, TamperedDataError),
         ("version", 4, TamperedDataError),
-        ("format_version", 2, FormatVersionError),
+        ("format_version", 3, FormatVersionError),
         ("format_version", 0, FormatVersionError),
         ("parameter_digest", bytes(32), FormatVersionError),
         ("parameter_digest", b"", FormatVersionError),

@@ -10,6 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from he_client.metrics import Space
+from he_client.signing import KeyHolder, Writer, sign_manifest, verify_manifest
 from he_engine.errors import FormatVersionError, RollbackError, TamperedDataError, WrongKeyError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.sealing import seal, unseal
@@ -17,6 +18,7 @@ from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 
 PURPOSE = "manifest"
+FORMAT_VERSION = 2  #: of what is sealed
 EPOCH = 0
 MAX_ANCESTORS = 256
 MAX_VERSION = 1 << 48  #: as servers count
@@ -54,6 +56,11 @@ class Manifest:
         """Rows that are not deleted."""
         return sum(s.rows - len(s.deleted_rows) for s in self.message.segments)
 
+    @property
+    def owner(self) -> bytes:
+        """Public key of who says who may sign; empty: every key holder may."""
+        return self.message.writers.owner
+
     def successor(self, segments: list[pb.SegmentEntry]) -> pb.Manifest:
         """The next version, with these segments."""
         following = pb.Manifest()
@@ -66,10 +73,13 @@ class Manifest:
         return following
 
     def require_successor(self, newer: Manifest) -> None:
-        """Raises RollbackError unless `newer` is this version or descends from it.
+        """Raises RollbackError unless `newer` is this version or descends from it, TamperedDataError for another owner
+        or an older list of writers.
 
         Over a gap of more than 256 versions only the version numbers can be compared.
         """
+        if self.owner and (newer.owner != self.owner or newer.message.writers.serial < self.message.writers.serial):
+            raise TamperedDataError("manifest: another owner, or an older list of writers, than this client has seen")
         gap = newer.version - self.version
         if gap == 0:
             extends = newer.sha256 == self.sha256
@@ -106,9 +116,13 @@ def _aad(name: str, collection_id: bytes, version: int) -> bytes:
     return length_prefixed(PURPOSE, name, collection_id, EPOCH, version)
 
 
-def seal_manifest(key: RootKey, name: str, message: pb.Manifest) -> tuple[bytes, Manifest]:
-    """(sealed bytes, the manifest with their digest). Bound to the collection's name."""
-    sealed = seal(key, PURPOSE, _aad(name, message.collection_id, message.version), message.SerializeToString())
+def seal_manifest(
+    key: RootKey, name: str, message: pb.Manifest, writer: Writer | None = None
+) -> tuple[bytes, Manifest]:
+    """(sealed bytes, the manifest with their digest). Bound to the collection's name, signed by `writer`, or by the
+    key holders as one. Raises InvalidInput for a writer who may not."""
+    plain = sign_manifest(writer or KeyHolder(key, message.collection_id), name, message)
+    sealed = seal(key, PURPOSE, _aad(name, message.collection_id, message.version), plain)
     return sealed, Manifest(message, hashlib.sha256(sealed).digest())
 
 
@@ -116,6 +130,24 @@ def _deletes_its_own(entry: pb.SegmentEntry) -> bool:
     """Whether the deleted rows ascend, and are rows of the segment."""
     deleted = np.array(entry.deleted_rows, np.int64)
     return entry.rows < MAX_ROWS and bool((np.diff(deleted, prepend=-1, append=entry.rows) > 0).all())
+
+
+def _opened(key: RootKey, name: str, plain: bytes) -> pb.Manifest:
+    """The message, whoever signed it; of format 1, nobody did."""
+    try:
+        signed = pb.SignedManifest.FromString(plain)
+        if (version := signed.format_version) not in (1, FORMAT_VERSION):
+            raise FormatVersionError(f"manifest: got format {version}, expected 1 or {FORMAT_VERSION}")
+        message = pb.Manifest.FromString(plain if version == 1 else signed.manifest)
+    except DecodeError:
+        raise TamperedDataError("manifest: not a message of this format") from None
+    if message.format_version != wire.FORMAT_VERSION:
+        raise FormatVersionError(f"manifest: got format {message.format_version}, expected {wire.FORMAT_VERSION}")
+    if version == 1 and message.HasField("writers"):
+        raise TamperedDataError("manifest: it has a list of writers and no signature")
+    if version == FORMAT_VERSION:
+        verify_manifest(key, name, message, signed)
+    return message
 
 
 def open_manifest(key: RootKey, name: str, response: pb.ReadManifestResponse) -> Manifest:
@@ -128,12 +160,7 @@ def open_manifest(key: RootKey, name: str, response: pb.ReadManifestResponse) ->
             "manifest: this key does not open the collection (it may have been resealed under a new key since, or the "
             "server altered the manifest)"
         ) from None
-    try:
-        message = pb.Manifest.FromString(plain)
-    except DecodeError:
-        raise TamperedDataError("manifest: not a message of this format") from None
-    if message.format_version != wire.FORMAT_VERSION:
-        raise FormatVersionError(f"manifest: got format {message.format_version}, expected {wire.FORMAT_VERSION}")
+    message = _opened(key, name, plain)
     live = [s.segment_id for s in message.segments]
     if (
         message.collection_id != response.collection_id

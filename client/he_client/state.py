@@ -13,6 +13,7 @@ from he_client.manifest import Entries, Manifest, open_manifest, seal_manifest
 from he_client.progress import progress_bar
 from he_client.results import RowId
 from he_client.segments import Segment, SegmentStore
+from he_client.signing import Writer
 from he_client.transport import Remote
 from he_engine.errors import Conflict, InvalidInput, NotFound, TamperedDataError, Unavailable
 from he_engine.keys import RootKey
@@ -25,8 +26,17 @@ MAX_REBASES = 16
 class State:
     """Of one open collection. Thread-safe. `current`: the manifest, and its segments in the manifest's order."""
 
-    def __init__(self, name: str, remote: Remote, key: RootKey, store: SegmentStore, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        name: str,
+        remote: Remote,
+        key: RootKey,
+        store: SegmentStore,
+        manifest: Manifest,
+        writer: Writer | None = None,
+    ) -> None:
         self._name = name
+        self._writer = writer
         self._remote = remote
         self._key = key
         self._store = store
@@ -90,7 +100,7 @@ class State:
                 if tried & {base.sha256, *base.message.ancestors_sha256}:
                     return None  # an earlier attempt was committed although its reply was lost
                 following = base.successor(change(list(base.message.segments)))
-                sealed, manifest = seal_manifest(self._key, self._name, following)
+                sealed, manifest = seal_manifest(self._key, self._name, following, self._writer)
                 if len(sealed) > wire.MAX_MANIFEST_BYTES:
                     raise InvalidInput("the collection has too many segments or deleted rows for one manifest")
                 request = pb.CommitManifestRequest(

@@ -32,6 +32,9 @@ _STATUS: dict[type[HesearchError], grpc.StatusCode] = {
     errors.TamperedDataError: grpc.StatusCode.DATA_LOSS,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ReadOnlyError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MissingExtra: grpc.StatusCode.UNIMPLEMENTED,
 }
@@ -40,6 +43,8 @@ _BY_NAME = {cls.__name__: cls for cls in _STATUS}
 _BY_CODE: dict[grpc.StatusCode, type[HesearchError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidInput,
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
     grpc.StatusCode.ABORTED: errors.Conflict,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FormatVersionError,

@@ -275,8 +275,38 @@ class AnswerResponse(_message.Message):
     residues: bytes
     def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., segment_id: _Optional[bytes] = ..., query: _Optional[int] = ..., first_block: _Optional[int] = ..., blocks: _Optional[int] = ..., residues: _Optional[bytes] = ...) -> None: ...
 
+class SignedManifest(_message.Message):
+    __slots__ = ("format_version", "manifest", "signature")
+    FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    format_version: int
+    manifest: bytes
+    signature: bytes
+    def __init__(self, format_version: _Optional[int] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Writers(_message.Message):
+    __slots__ = ("owner", "serial", "writers", "signature")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    WRITERS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    owner: bytes
+    serial: int
+    writers: _containers.RepeatedCompositeFieldContainer[Writer]
+    signature: bytes
+    def __init__(self, owner: _Optional[bytes] = ..., serial: _Optional[int] = ..., writers: _Optional[_Iterable[_Union[Writer, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Writer(_message.Message):
+    __slots__ = ("public_key", "name")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    name: str
+    def __init__(self, public_key: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
+
 class Manifest(_message.Message):
-    __slots__ = ("format_version", "collection_id", "version", "ancestors_sha256", "parameters", "parameter_digest", "metric", "norm_bound", "engine_state", "segments")
+    __slots__ = ("format_version", "collection_id", "version", "ancestors_sha256", "parameters", "parameter_digest", "metric", "norm_bound", "engine_state", "segments", "writer", "writers")
     FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +317,8 @@ class Manifest(_message.Message):
     NORM_BOUND_FIELD_NUMBER: _ClassVar[int]
     ENGINE_STATE_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    WRITERS_FIELD_NUMBER: _ClassVar[int]
     format_version: int
     collection_id: bytes
     version: int
@@ -297,7 +329,9 @@ class Manifest(_message.Message):
     norm_bound: float
     engine_state: bytes
     segments: _containers.RepeatedCompositeFieldContainer[SegmentEntry]
-    def __init__(self, format_version: _Optional[int] = ..., collection_id: _Optional[bytes] = ..., version: _Optional[int] = ..., ancestors_sha256: _Optional[_Iterable[bytes]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., parameter_digest: _Optional[bytes] = ..., metric: _Optional[str] = ..., norm_bound: _Optional[float] = ..., engine_state: _Optional[bytes] = ..., segments: _Optional[_Iterable[_Union[SegmentEntry, _Mapping]]] = ...) -> None: ...
+    writer: bytes
+    writers: Writers
+    def __init__(self, format_version: _Optional[int] = ..., collection_id: _Optional[bytes] = ..., version: _Optional[int] = ..., ancestors_sha256: _Optional[_Iterable[bytes]] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., parameter_digest: _Optional[bytes] = ..., metric: _Optional[str] = ..., norm_bound: _Optional[float] = ..., engine_state: _Optional[bytes] = ..., segments: _Optional[_Iterable[_Union[SegmentEntry, _Mapping]]] = ..., writer: _Optional[bytes] = ..., writers: _Optional[_Union[Writers, _Mapping]] = ...) -> None: ...
 
 class SegmentEntry(_message.Message):
     __slots__ = ("segment_id", "blocks", "rows", "parts", "deleted_rows")
