@@ -3,20 +3,21 @@
 It multiplies and adds residues of ciphertexts. It knows no secret and imports nothing that could use one; the
 kernel behind it has no code to encrypt or to recover.
 
-Reading a page that a mapped file no longer has ends a process (SIGBUS), so its length is looked at before each call of
-the kernel. What remains: a file cut short, or a disk that fails, within the milliseconds of such a call.
+A file's length is looked at before each call of the kernel. What happens to it within the call, and a page that the
+disk cannot read, are ReadFaults of the kernel: TamperedDataError here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import ResidueError, TamperedDataError
-from he_engine.kernels._answer import AnswerKernel
+from he_engine.kernels._answer import AnswerKernel, ReadFault
 from he_engine.mapping import Mappings, populate
 from he_engine.params import TILE, Parameters
 
@@ -68,11 +69,13 @@ class HintServer:
     def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Sequence[Buffer]) -> list[bytes]:
         """For each query (blocks, P, B) uint32, little-endian. Queries and index have been checked before.
 
-        Raises TamperedDataError if the file has become too short, OSError if it is gone or cannot be mapped.
+        Raises TamperedDataError if the file has become too short or cannot be read, OSError if it is gone or cannot be
+        mapped.
         """
         out = np.empty((len(queries), blocks, self._primes, self._rows), np.uint32)
         stacks = self._mapped(index)[first_block : first_block + blocks]
-        self._kernel.answer(stacks, [self._stack(query) for query in queries], out)
+        with _readable():
+            self._kernel.answer(stacks, [self._stack(query) for query in queries], out)
         return [answers.tobytes() for answers in out]
 
     def warm(self, index: IndexFile) -> None:
@@ -103,6 +106,15 @@ class HintServer:
         return self._mappings.array(self, index).reshape(index.blocks, *self._block_shape)
 
     def _check(self, stacks: NDArray[np.uint32], what: str) -> None:
-        position = self._kernel.first_noncanonical(stacks.reshape(len(stacks), self._primes, -1))
+        with _readable():
+            position = self._kernel.first_noncanonical(stacks.reshape(len(stacks), self._primes, -1))
         if position >= 0:
             raise ResidueError(f"{what}: got a residue that is not canonical, word {position}")
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except ReadFault:
+        raise TamperedDataError("index: the disk cannot read a part of its file any more") from None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +31,7 @@ from he_engine.errors import (
     Unavailable,
 )
 from he_engine.hint_server import HintServer
+from he_engine.kernels._answer import targets
 from he_engine.mapping import Mappings
 from he_engine.params import Parameters
 from he_proto import wire
@@ -598,6 +602,54 @@ def test_mapped_files_hold_no_descriptors_and_are_few(tmp_path: Path, rng: np.ra
     assert _mapped(tmp_path) == 1, "the other engine's"
     other.close()
     assert _mapped(tmp_path) == 0
+
+
+@pytest.mark.parametrize("target", targets())
+@pytest.mark.parametrize("queries", [1, 3])
+def test_what_the_disk_cannot_read_ends_no_process(
+    tmp_path: Path, rng: np.random.Generator, target: str, queries: int
+) -> None:
+    """As a bad sector does: the pages are mapped, and a read of them is a SIGBUS."""
+    path = tmp_path / "index"
+    words = residues(rng, 64)
+    path.write_bytes(words.tobytes())
+    index = IndexFile(path, 0, 64 * BLOCK_BYTES, 64)
+    with contextlib.closing(HintServer(PARAMETERS, target)) as engine:
+        asked = [residues(rng, 1).tobytes()] * queries
+        expected = engine.answer(index, 0, 1, asked)
+        stacks = engine._mapped(index)
+        engine._mapped = lambda _: stacks  # type: ignore[method-assign]  # its length was looked at before
+        for _ in range(3):
+            os.truncate(path, BLOCK_BYTES)
+            with pytest.raises(TamperedDataError, match="cannot read"):
+                engine.answer(index, 0, 64, asked)
+            with pytest.raises(TamperedDataError, match="cannot read"):
+                engine.check_index(index)
+            path.write_bytes(words.tobytes())
+            assert engine.answer(index, 0, 1, asked) == expected
+
+
+@pytest.mark.parametrize("faults", [False, True])
+def test_any_other_bus_error_ends_the_process(tmp_path: Path, faults: bool) -> None:
+    """In whatever order handlers were put in place."""
+    script = f"""
+import faulthandler, mmap, os, resource
+import numpy as np
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from he_engine.kernels._answer import AnswerKernel
+words, kernel = np.zeros((1, 1, 16), np.uint32), AnswerKernel(4, [2**30 + 1], 1, 1)
+kernel.first_noncanonical(words)
+if {faults}: faulthandler.enable()
+kernel.first_noncanonical(words)
+with open({str(tmp_path / "f")!r}, "w+b") as file:
+    file.truncate(8192)
+    mapped = mmap.mmap(file.fileno(), 8192)
+    file.truncate(0)
+    mapped[5000]
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGBUS, ended.stderr
+    assert ("Bus error" in ended.stderr) == faults
 
 
 def test_hint_server_refuses_wrong_lengths(index: Callable[[np.ndarray], IndexFile], rng: np.random.Generator) -> None:

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+class ReadFault(OSError):
+    """A page of a mapped file could not be read: the disk failed, or the file has become shorter."""
+
 def targets() -> list[str]:
     """The instruction sets that this CPU can run, best first, out of avx512, avx2, neon and portable."""
 
@@ -35,8 +38,9 @@ class AnswerKernel:
 
         blocks (K, P, N/16, I, 16) and Q queries (P, N/16, I, 16), each wherever it lies, residues in [0, q_p), may be
         read-only, and mapped from a file; out (Q, K, P, B). A word ≥ q_p makes the result meaningless, never unsafe:
-        see `first_noncanonical`. Blocks are read once, in order, for all queries.
+        see `first_noncanonical`. Blocks are read once, in order, for all queries. Raises ReadFault.
         """
 
     def first_noncanonical(self, words: NDArray[np.uint32]) -> int:
-        """words (K, P, M), any M: the flat index of the first word that is ≥ q_p, or −1."""
+        """words (K, P, M), any M: the flat index of the first word that is ≥ q_p, or −1. Raises
+        ReadFault."""

@@ -3,6 +3,7 @@
 
 #include "answer_kernel.hpp"
 #include "binding.hpp"
+#include "guard.hpp"
 
 namespace he {
 namespace {
@@ -47,13 +48,17 @@ class AnswerKernel {
     if (c.empty()) return;
     const nb::gil_scoped_release unlocked;
     const std::unique_ptr<AnswerScratch> scratch(c.size() == 1 ? nullptr : new AnswerScratch);
-    target_.ops->answer(layout_, b.data(), b.shape(0), words.data(), words.size(), t.data(), scratch.get());
+    guarded([&] {
+      target_.ops->answer(layout_, b.data(), b.shape(0), words.data(), words.size(), t.data(), scratch.get());
+    });
   }
 
   ptrdiff_t first_noncanonical(nb::handle words) const {
     const Array<const uint32_t> w(words, "words", {"K", layout_.primes, "M"});
     const nb::gil_scoped_release unlocked;
-    return target_.ops->first_noncanonical(layout_, w.data(), w.shape(0), w.shape(2));
+    ptrdiff_t found = -1;
+    guarded([&] { found = target_.ops->first_noncanonical(layout_, w.data(), w.shape(0), w.shape(2)); });
+    return found;
   }
 
  private:
@@ -70,6 +75,7 @@ NB_MODULE(_answer, m) {
   nb::set_leak_warnings(false);  // a kernel that lives until the interpreter ends is no leak
   using namespace nb::literals;
   m.doc() = "The server's kernel: sums of products of residues.";
+  nb::exception<he::ReadFault>(m, "ReadFault", PyExc_OSError);
   m.def(
       "targets", [] { return he::names(he::targets()); },
       "Instruction sets that this CPU can run, best first.");
