@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from he_client import cli
+from he_engine.errors import WrongKeyError
+from he_engine.keys import RootKey
 from he_server.config import ServerConfig
 from he_server.config_file import read_toml
+from he_server.fsck import check
+from he_server.kek import SecretKek, open_kek
 from tests.observing_fixture import observed
 from tests.server_fixture import FakeClient, residues, running
+from tests.store_fixture import made, path_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -227,8 +234,85 @@ def test_the_image_starts_what_there_is() -> None:
 def test_commands_in_the_document_exist() -> None:
     parser = cli.build_parser()
     (commands,) = [set(action.choices) for action in parser._actions if action.dest == "command"]
-    later = {"backup", "restore", "fsck", "kek", "rekey"}
-    named = set(re.findall(r"(?:bin/|^|`)hesearch ([a-z]+)", DOCS, re.MULTILINE))
-    assert named <= commands | later, named - commands
+    named = set(re.findall(r"(?:bin/|^ *|`)hesearch ([a-z]+)", DOCS, re.MULTILINE))
+    assert {"backup", "restore", "fsck", "kek", "rekey"} <= named <= commands, named - commands
     for path in re.findall(r"\]\((?!http)([^)#]+)", DOCS):
         assert (ROOT / "docs" / path).exists(), path
+
+
+def _blocks(title: str) -> list[str]:
+    """The shell commands below a heading of the second level, but those for a container."""
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", DOCS, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for block in blocks if not block.startswith("docker ")]
+
+
+class _Machine:
+    """Where the documented commands run: their folders lie in `root`; systemctl and chown do nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data, self.backup, self.kek = root / "data", root / "backup", root / "etc" / "kek"
+        tools = {"systemctl": "exit 0", "chown": "exit 0", "hesearch": f'exec {sys.executable} -m he_client.cli "$@"'}
+        for folder in ("bin", "etc"):
+            (root / folder).mkdir()
+        for name, text in tools.items():
+            (root / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+            (root / "bin" / name).chmod(0o755)
+
+    def run(self, commands: str) -> str:
+        """All succeed."""
+        places = {"/mnt/backup/hesearch": self.backup, "/var/lib/hesearch": self.data, "/etc/hesearch": self.kek.parent}
+        for documented, here in places.items():
+            commands = commands.replace(documented, str(here))
+        environment = os.environ | {"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", commands],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+def test_backup_restore_repair_and_new_keys_as_documented(tmp_path: Path) -> None:
+    """Each block of the section, in its order, as it is written."""
+    machine = _Machine(tmp_path)
+    (made_by,) = re.findall(r"bin/(hesearch kek new \S+)", DOCS)
+    machine.run(made_by)
+    old = machine.kek.read_bytes()
+    segment, *_ = made(machine.data, open_kek(f"file:{machine.kek}"), [[b"i" * 5000, b"h"], [b"j"]])
+    backing_up, restoring, repairing, rotating, rekeying = _blocks("Backup, check, restore")
+
+    assert "clean: 1 collections, 2 segments" in machine.run(backing_up)
+    assert "; 1 of them, " in machine.run(backing_up), "the catalogue alone"
+    assert "clean: 1 collections, 2 segments" in machine.run(restoring)
+    assert (tmp_path / "data.old").exists()
+
+    path = path_of(machine.data, segment)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not check(machine.data, SecretKek(RootKey(old))).clean
+    assert "fetched from the source" in machine.run(repairing)
+    assert check(machine.data, SecretKek(RootKey(old))).clean
+
+    machine.run(rotating)
+    new = machine.kek.read_bytes()
+    assert new != old == (machine.kek.parent / "kek.old").read_bytes()
+    with pytest.raises(WrongKeyError):
+        check(machine.data, SecretKek(RootKey(old)))
+    assert check(machine.backup, SecretKek(RootKey(old))).clean, "as documented: a backup keeps the KEK of its time"
+
+    assert "wrote 2 segment files anew" in machine.run(rekeying)
+    assert {path.suffix for path in machine.data.glob("segments/*/*")} == {".2"}
+    machine.run(backing_up)
+
+
+def test_help_of_the_operators_commands_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = cli.build_parser()
+    for command in ("fsck", "backup", "restore", "kek", "kek new", "kek rotate", "rekey"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([*command.split(), "--help"])
+        examples = re.findall(r"^  hesearch (.*)$", capsys.readouterr().out, re.MULTILINE)
+        assert examples, command
+        for example in examples:
+            assert parser.parse_args(example.split()).command == command.split()[0]

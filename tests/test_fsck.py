@@ -232,6 +232,11 @@ def test_a_backup_that_is_damaged_helps_nobody(data: Path, kek: KeyProvider | No
         check(data, kek, repair=True, source=data / "nothing")
 
 
+def test_a_source_that_is_not_there_is_refused_before_it_is_needed(data: Path, kek: KeyProvider | None) -> None:
+    with pytest.raises(NotFound, match="no such folder"):
+        check(data, kek, repair=True, source=data / "nothing")
+
+
 def test_a_damaged_segment_that_no_manifest_names(data: Path, kek: KeyProvider | None) -> None:
     """Its row goes, so that its client finds that it must send it again."""
     store = Store(data, kek=kek)

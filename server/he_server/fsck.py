@@ -32,8 +32,8 @@ from he_server.sealed_file import CHUNK_BYTES
 from he_server.segment_file import Description, Source, open_source, read_description
 
 _ADVICE = (
-    "`hesearch fsck --repair --from BACKUP` fetches it, a client that sends it again replaces it, "
-    "`hesearch repair` goes on without its rows"
+    "`hesearch fsck --repair --from BACKUP` fetches it; without a backup, a client's `hesearch repair` keeps what "
+    "can be read of it (before `fsck --repair` puts it aside)"
 )
 Progress = Callable[[int], None]  #: given the bytes read since the last time
 
@@ -82,6 +82,8 @@ def check(
     """
     if not root.is_dir():
         raise NotFound("data folder: there is none")
+    if source is not None and not source.is_dir():
+        raise NotFound("source: there is no such folder")
     with locked(root, make=repair):
         found, repaired = look(root, kek, progress), []
         if repair and (found.problems or found.strays or found.unfinished):

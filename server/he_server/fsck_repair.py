@@ -24,7 +24,7 @@ from he_server.segment_file import Source, open_source
 
 
 class Repair:
-    """Of one folder, whose lock is held. Raises NotFound where `source` is no folder, and as fsck.check for it."""
+    """Of one folder, whose lock is held. Raises as fsck.check for `source`."""
 
     def __init__(self, root: Path, kek: KeyProvider | None, source: Path | None) -> None:
         self._root = root
@@ -171,9 +171,7 @@ class Donor:
     """A backup or another data folder that has the same segments."""
 
     def __init__(self, root: Path, kek: KeyProvider | None) -> None:
-        """Raises NotFound, and as fsck.check."""
-        if not root.is_dir():
-            raise NotFound("source: there is no such folder")
+        """Raises as fsck.check."""
         self._segments = root / "segments"
         self._rows = fsck_catalogue.read(root / "catalogue.sqlite", kek)
 

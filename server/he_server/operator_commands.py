@@ -20,6 +20,10 @@ from he_server.rekey import rotate
 from he_server.store import Store
 
 _KEK = "file:PATH, passphrase:PATH or exec:PROGRAM"
+_ROTATE_EXAMPLE = "./data --previous-kek file:/etc/hesearch/kek --kek exec:/usr/local/bin/ask-kms"
+_KEK_EXAMPLES = f"""examples:
+  hesearch kek new /etc/hesearch/kek
+  hesearch kek rotate {_ROTATE_EXAMPLE}"""
 
 
 def add_operator_parsers(subparsers: Any) -> None:
@@ -67,10 +71,12 @@ def _progress(arguments: argparse.Namespace) -> Callable[[int, int], None]:
 def _add_fsck(subparsers: Any) -> None:
     parser = _command(
         subparsers, "fsck", _fsck, "check every byte of a data folder that no server has open, or of a backup",
-        "./data --kek file:/etc/hesearch/kek\n  hesearch fsck ./data --repair --from ./backup\n\n"
+        "./data --kek file:/etc/hesearch/kek\n"
+        "  hesearch fsck ./data --kek file:/etc/hesearch/kek --repair --from ./backup\n\n"
+        "Without --from, a damaged segment file is put aside whole: let a client run `hesearch repair` before that.\n"
         "exit codes: 0 clean, 1 damage (what was repaired is no damage any more), others as `hesearch --help` says",
     )  # fmt: skip
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, help="the data folder, or a backup")
     parser.add_argument("--kek", default="", metavar="SPEC", help=f"of a sealed folder: {_KEK}")
     parser.add_argument("--repair", action="store_true", help="repair what can be; nothing that was stored is deleted")
     parser.add_argument("--from", dest="source", type=Path, metavar="BACKUP", help="with --repair: fetch segments here")
@@ -83,7 +89,7 @@ def _fsck(arguments: argparse.Namespace) -> int:
     if not arguments.data.is_dir():
         raise NotFound(f"data folder {arguments.data}: there is none")
     found = check(arguments.data, kek, repair=arguments.repair, source=arguments.source)
-    lines = [f"repaired: {text}" for text in found.repaired]
+    lines = [f"repair: {text}" for text in found.repaired]
     lines += [f"left over: {text} (a server removes it in time, --repair now)" for text in found.leftovers]
     lines += [f"problem: {text}" for text in found.problems]
     lines.append(
@@ -100,7 +106,7 @@ def _add_backup(subparsers: Any) -> None:
         subparsers, "backup", _backup, "copy a data folder as it is now, while a server uses it; needs no key",
         "./data /mnt/backup/hesearch\n\nThe same target again: only what is new is copied.",
     )  # fmt: skip
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, help="the data folder")
     parser.add_argument("target", type=Path, help="an empty folder, a new one, or an earlier backup")
 
 
@@ -133,16 +139,17 @@ def _copied(arguments: argparse.Namespace, done: Summary, verb: str) -> int:
 # ---- keys ------------------------------------------------------------------------------------------------
 def _add_kek(subparsers: Any) -> None:
     text = "make or replace the key-encryption key of a sealed data folder"
-    verbs = subparsers.add_parser("kek", help=text, description=text).add_subparsers(
-        dest="kek_command", required=True, metavar="VERB"
+    parser = subparsers.add_parser(
+        "kek", help=text, description=text, epilog=_KEK_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    verbs = parser.add_subparsers(dest="kek_command", required=True, metavar="VERB")
     new = _command(verbs, "kek new", _kek_new, "make a new key file", "/etc/hesearch/kek")
     new.add_argument("path", type=Path, help="where to write it; never overwritten")
     rotate_parser = _command(
         verbs, "kek rotate", _kek_rotate, "seal the folder key anew, under another one; no server may run",
-        "./data --previous-kek file:/etc/hesearch/kek --kek exec:/usr/local/bin/ask-kms",
+        _ROTATE_EXAMPLE,
     )  # fmt: skip
-    rotate_parser.add_argument("data", type=Path)
+    rotate_parser.add_argument("data", type=Path, help="the data folder")
     rotate_parser.add_argument("--kek", required=True, metavar="SPEC", help=f"the new one: {_KEK}")
     rotate_parser.add_argument(
         "--previous-kek", required=True, metavar="SPEC", help="the one that opens the folder now"
@@ -174,13 +181,15 @@ def _add_rekey(subparsers: Any) -> None:
         "write every segment file anew under a new data key (of an unsealed folder: seal it); no server may run",
         "./data --kek file:/etc/hesearch/kek\n\nInterrupted, it goes on when it is run again.",
     )  # fmt: skip
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, help="the data folder")
     parser.add_argument("--kek", required=True, metavar="SPEC", help=_KEK)
 
 
 def _rekey(arguments: argparse.Namespace) -> int:
     written, left = rekey(_data(arguments), open_kek(arguments.kek))
-    text = f"wrote {written} segment files anew" + (f"; {left} are damaged and were left: run fsck" if left else "")
+    text = f"wrote {written} segment files anew" + (
+        f"; damaged, and left as they are: {left} (run `hesearch fsck`)" if left else ""
+    )
     _report(arguments, {"written": written, "left": left}, text)
     return 1 if left else 0
 
