@@ -98,12 +98,16 @@ def report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> 
 # ---- serve and demo: their own packages ------------------------------------------------------------------
 def add_serve(subparsers: Subparsers) -> None:
     try:
+        from he_server.certs_command import add_certs_parser
         from he_server.cli import add_serve_parser
         from he_server.operator_commands import add_operator_parsers
+        from he_server.policy_commands import add_policy_parsers
     except ImportError:
         return
     add_serve_parser(subparsers)
     add_operator_parsers(subparsers)
+    add_policy_parsers(subparsers)
+    add_certs_parser(subparsers)
 
 
 def add_demo(subparsers: Subparsers) -> None:
