@@ -16,9 +16,11 @@ from he_client.collection import Collection, PayloadMode, check_payload_mode
 from he_client.engines import choose_parameters, generate_state
 from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
+from he_client.pins import Pins
 from he_client.repair import Repairer
 from he_client.reseal import finished
 from he_client.results import ArchiveReport, CollectionInfo, RepairReport, ResealReport
+from he_client.signing import Writer, sign_writers
 from he_client.transport import GrpcTransport, Remote, Security, Transport
 from he_engine.errors import InvalidInput, NotFound, WrongKeyError
 from he_engine.keys import RootKey
@@ -35,7 +37,9 @@ class Client:
     this process, with no port; `Client(":memory:")` a temporary one that goes with the client.
     ca: PEM file of the authorities that may have signed the server's certificate (default: the system's). cert, key:
     PEM files of this client's own certificate and its private key, for a server that asks for one.
-    cache: a folder for downloaded hints and row tables. timeout_s: the deadline of every call.
+    cache: a folder for downloaded hints and row tables, and for pins: a server that shows an older state than this
+    folder has seen is caught, also after a restart. writer: who signs what is committed (he_client.signing; default:
+    all holders of the collection's key, as one). timeout_s: the deadline of every call.
     threads: of encryption, and of the recovery of answers (default: all cores).
     """
 
@@ -50,10 +54,13 @@ class Client:
         cache: str | os.PathLike[str] | None = None,
         timeout_s: float = TIMEOUT_S,
         threads: int | None = None,
+        writer: Writer | None = None,
     ) -> None:
         security = Security(insecure=insecure, ca=os.fspath(ca), cert=os.fspath(cert), key=os.fspath(key))
         self._remote = Remote(_connect(target, security), timeout_s)
         self._cache = PartCache(Path(cache) if cache is not None else None)
+        self._pins = Pins(os.fspath(target), Path(cache) / "pins" if cache is not None else None)
+        self._writer = writer
         self._threads = threads
         self._collections: weakref.WeakSet[Collection] = weakref.WeakSet()
 
@@ -93,7 +100,9 @@ class Client:
             norm_bound=space.norm_bound,
             engine_state=generate_state(parameters),
         )
-        sealed, manifest = seal_manifest(key, name, message)
+        if self._writer is not None:
+            sign_writers(self._writer, message, {})
+        sealed, manifest = seal_manifest(key, name, message, self._writer)
         request = pb.CreateCollectionRequest(
             context=wire.context(name, parameters.digest),
             collection_id=message.collection_id,
@@ -101,6 +110,7 @@ class Client:
             sealed_manifest=sealed,
         )
         self._remote.call("CreateCollection", request)
+        self._pins.forget(name)
         return self._open(name, key, manifest, payloads)
 
     def open_collection(self, name: str, *, key: RootKey, payloads: PayloadMode = "cache") -> Collection:
@@ -116,7 +126,15 @@ class Client:
 
     def _open(self, name: str, key: RootKey, manifest: Manifest, payloads: PayloadMode) -> Collection:
         collection = Collection(
-            name, self._remote, key, manifest, self._cache, payloads=payloads, threads=self._threads
+            name,
+            self._remote,
+            key,
+            manifest,
+            self._cache,
+            payloads=payloads,
+            threads=self._threads,
+            pins=self._pins,
+            writer=self._writer,
         )
         self._collections.add(collection)
         return collection
@@ -144,6 +162,7 @@ class Client:
         request = pb.DropCollectionRequest(context=found.context, collection_id=found.collection_id)
         with contextlib.suppress(NotFound):  # it was there: an attempt whose reply was lost has dropped it
             self._remote.call("DropCollection", request)
+        self._pins.forget(name)
 
     # ---- archives and repairs ----------------------------------------------------------------------------
     def export_collection(
@@ -184,7 +203,9 @@ class Client:
         """
         _require_key(key)
         remote = self._remote.of(self._describe(name).context)
-        return Repairer(remote, key, self._cache, self._threads).run(confirm=confirm, progress=progress)
+        return Repairer(remote, key, self._cache, self._threads, writer=self._writer).run(
+            confirm=confirm, progress=progress
+        )
 
     def close(self) -> None:
         """Closes its collections too. More than once is once."""

@@ -16,6 +16,7 @@ from he_client.cache import PartCache
 from he_client.compaction import Compactor
 from he_client.engines import make_engine
 from he_client.manifest import Entries, Manifest, without_rows
+from he_client.pins import Pins
 from he_client.progress import progress_bar
 from he_client.repair import Repairer
 from he_client.reseal import Resealer
@@ -23,6 +24,7 @@ from he_client.results import CompactReport, Payload, RepairReport, ResealReport
 from he_client.rows import check_ids, encode_payloads
 from he_client.searching import Searcher
 from he_client.segments import Segment, SegmentStore, split
+from he_client.signing import Writer
 from he_client.state import MAX_REBASES, State
 from he_client.transport import Remote
 from he_engine.errors import Conflict, DuplicateIdError, InvalidInput, NotFound
@@ -53,6 +55,8 @@ class Collection:
         *,
         payloads: PayloadMode,
         threads: int | None,
+        pins: Pins,
+        writer: Writer | None,
     ) -> None:
         self.name = name
         self.last_search: SearchReport | None = None  #: what the last `search` cost
@@ -66,7 +70,8 @@ class Collection:
         self._store = SegmentStore(remote, message.collection_id, key, self._engine, self._space, cache, direct)
         self._workers = ThreadPoolExecutor(threads or os.cpu_count() or 1, "recover")  # they start when first needed
         self._searcher = Searcher(remote, self._store, self._engine, self._space, self._workers)
-        self._state = State(name, remote, key, self._store, manifest)
+        self._state = State(name, remote, key, self._store, manifest, pins, writer)
+        self._writer = writer
         self._writing = threading.Lock()  # one insert or delete at a time; searches go on
         self._compacting = threading.Lock()
         self._closed = False
@@ -175,9 +180,9 @@ class Collection:
 
         def mark(current: Entries) -> Entries:
             places = self._state.places(wanted)
-            missing = len(wanted) - sum(map(len, places.values()))
+            missing = [at for at, row_id in enumerate(wanted) if self._state.position(row_id) is None]
             if missing:
-                raise NotFound(f"ids: {missing} of {len(wanted)} are not in the collection")
+                raise NotFound(f"{_some(missing, wanted, 'not in the collection')}; nothing was deleted")
             return without_rows(current, places)
 
         with self._writing:
@@ -215,7 +220,7 @@ class Collection:
         Raises InvalidInput (the same key, another's journal), TamperedDataError, Conflict, WrongKeyError, Unavailable.
         """
         self._require_open()
-        resealer = Resealer(self.name, self._remote, self._state, self._store, self._key, new_key)
+        resealer = Resealer(self.name, self._remote, self._state, self._store, self._key, new_key, self._writer)
         report = resealer.run(Path(journal), progress, self._threads)
         self.close()
         return report
@@ -223,15 +228,17 @@ class Collection:
     def repair(self, *, confirm: bool = False, progress: bool | None = None) -> RepairReport:
         """See Client.repair_collection, which also repairs a collection that cannot be opened."""
         self._require_open()
-        repairer = Repairer(self._remote, self._key, self._cache, self._threads, self._state.manifest)
+        repairer = Repairer(self._remote, self._key, self._cache, self._threads, self._state.manifest, self._writer)
         report = repairer.run(confirm=confirm, progress=progress)
         self._state.refresh()
         return report
 
     def _require_new(self, ids: list[RowId]) -> None:
-        known = sum(self._state.position(i) is not None for i in ids)
+        known = [at for at, row_id in enumerate(ids) if self._state.position(row_id) is not None]
         if known:
-            raise DuplicateIdError(f"ids: {known} of {len(ids)} are in the collection already")
+            raise DuplicateIdError(
+                f"{_some(known, ids, 'in the collection already')}; nothing was inserted (upsert replaces rows)"
+            )
 
     # ---- reading ---------------------------------------------------------------------------------------
     def count(self) -> int:
@@ -277,3 +284,9 @@ class Collection:
         self._closed = True
         self._workers.shutdown()
         self._engine.close()
+
+
+def _some(positions: list[int], ids: list[RowId], what: str) -> str:
+    """Which ids of a call: by position, since an id may name somebody, and errors end up in logs."""
+    are, at = ("is", "at") if len(positions) == 1 else ("are", "the first at")
+    return f"ids: {len(positions)} of {len(ids)} {are} {what}, {at} position {positions[0]} (counted from 0)"

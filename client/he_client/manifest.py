@@ -10,8 +10,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from he_client.metrics import Space
+from he_client.pins import MAX_ANCESTORS, Pin
 from he_client.signing import KeyHolder, Writer, sign_manifest, verify_manifest
-from he_engine.errors import FormatVersionError, RollbackError, TamperedDataError, WrongKeyError
+from he_engine.errors import FormatVersionError, TamperedDataError, WrongKeyError
 from he_engine.keys import RootKey, length_prefixed
 from he_engine.sealing import seal, unseal
 from he_proto import wire
@@ -20,7 +21,6 @@ from he_proto.v1 import hesearch_pb2 as pb
 PURPOSE = "manifest"
 FORMAT_VERSION = 2  #: of what is sealed
 EPOCH = 0
-MAX_ANCESTORS = 256
 MAX_VERSION = 1 << 48  #: as servers count
 MAX_ROWS = 1 << 32  #: of a segment: deleted rows are numbered by 32 bits
 
@@ -73,26 +73,8 @@ class Manifest:
         return following
 
     def require_successor(self, newer: Manifest) -> None:
-        """Raises RollbackError unless `newer` is this version or descends from it, TamperedDataError for another owner
-        or an older list of writers.
-
-        Over a gap of more than 256 versions only the version numbers can be compared.
-        """
-        if self.owner and (newer.owner != self.owner or newer.message.writers.serial < self.message.writers.serial):
-            raise TamperedDataError("manifest: another owner, or an older list of writers, than this client has seen")
-        gap = newer.version - self.version
-        if gap == 0:
-            extends = newer.sha256 == self.sha256
-        elif 0 < gap <= MAX_ANCESTORS:
-            ancestors = newer.message.ancestors_sha256
-            extends = len(ancestors) >= gap and ancestors[gap - 1] == self.sha256
-        else:
-            extends = gap > 0
-        if not extends:
-            raise RollbackError(
-                f"manifest: version {newer.version} does not extend version {self.version}, which this client "
-                "has seen; the server went back or forked the history"
-            )
+        """See Pin.require_successor."""
+        Pin.of(self).require_successor(newer)
 
 
 def without_rows(entries: Iterable[pb.SegmentEntry], gone: Mapping[bytes, Iterable[int]]) -> Entries:

@@ -6,10 +6,14 @@ that part is damaged. Where one of the two is not, the live rows of the segment 
 that is confirmed; then one commit replaces all damaged segments.
 
 A backup or an archive that has the segments still loses nothing at all.
+
+Others may write meanwhile. A segment that has left the manifest by the time it is found damaged is not: its rows are
+elsewhere (another's compaction), and the manifest is read again. A commit of others before the repair's is a Conflict.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,9 +25,10 @@ from he_client.parts import PartReader, part_of
 from he_client.progress import progress_bar
 from he_client.results import RepairReport, RowId
 from he_client.segments import Segment, SegmentStore
+from he_client.signing import Writer
 from he_client.transport import Remote
 from he_engine.engine import Advance, Buffer, EncryptedRows, nothing
-from he_engine.errors import NotFound, TamperedDataError
+from he_engine.errors import Conflict, NotFound, TamperedDataError
 from he_engine.keys import RootKey
 from he_proto.v1 import hesearch_pb2 as pb
 
@@ -35,6 +40,11 @@ _ORDER = (
     pb.PART_KIND_HINT,
     pb.PART_KIND_FINGERPRINT,
 )
+MAX_ROUNDS = 64  #: manifests that are examined; in each but the last a segment was gone
+
+
+class _Gone(Exception):
+    """A segment has left the manifest."""
 
 
 @dataclass(slots=True)
@@ -51,17 +61,21 @@ class Repairer:
     """One repair of one collection, which need not be one that can be opened. `remote`: with its context."""
 
     def __init__(
-        self, remote: Remote, key: RootKey, cache: PartCache, threads: int | None, seen: Manifest | None = None
+        self,
+        remote: Remote,
+        key: RootKey,
+        cache: PartCache,
+        threads: int | None,
+        seen: Manifest | None = None,
+        writer: Writer | None = None,
     ) -> None:
         """`seen`: a manifest that the current one must extend. Raises RollbackError, WrongKeyError, NotFound."""
         self._remote = remote
         self._key = key
+        self._writer = writer
         self._name = remote.context.collection
         self._parts = PartReader(remote, PartCache(None))  # what the server has, not what is cached here
-        response = remote.call("ReadManifest", pb.ReadManifestRequest(context=remote.context))
-        self._manifest = manifest = open_manifest(key, self._name, response)
-        if seen is not None:
-            seen.require_successor(manifest)
+        self._manifest = manifest = self._read(seen)
         self._cache = cache
         state = manifest.message.engine_state
         self._engine = make_engine(manifest.parameters, key, manifest.collection_id, state, threads=threads)
@@ -69,21 +83,14 @@ class Repairer:
 
     def run(self, *, confirm: bool, progress: bool | None) -> RepairReport:
         """Raises Conflict if others commit meanwhile, Unavailable."""
-        entries = self._manifest.message.segments
-        total = sum(part.length_bytes for entry in entries for part in entry.parts)
-        damaged: dict[bytes, _Damage] = {}
         try:
-            with progress_bar(progress, total, "read", "B") as advance:
-                for entry in entries:
-                    found = self._examine(entry, confirm, advance)
-                    if found is not None:
-                        damaged[entry.segment_id] = found
+            damaged = self._examine_all(confirm, progress)
             version = self._commit(damaged) if damaged and confirm else self._manifest.version
         finally:
             self._engine.close()
         return RepairReport(
             version=version,
-            segments=len(entries),
+            segments=len(self._manifest.message.segments),
             damaged=len(damaged),
             lost_rows=sum(d.lost_rows for d in damaged.values()),
             lost_ids=[i for d in damaged.values() for i in d.lost_ids],
@@ -91,8 +98,36 @@ class Repairer:
             repaired=bool(damaged) and confirm,
         )
 
+    def _read(self, seen: Manifest | None) -> Manifest:
+        response = self._remote.call("ReadManifest", pb.ReadManifestRequest(context=self._remote.context))
+        manifest = open_manifest(self._key, self._name, response)
+        if seen is not None:
+            seen.require_successor(manifest)
+        return manifest
+
+    def _examine_all(self, rebuild: bool, progress: bool | None) -> dict[bytes, _Damage]:
+        """What of the manifest is damaged. Raises Conflict where segments go faster than they can be examined."""
+        known: dict[bytes, tuple[pb.SegmentEntry, _Damage | None]] = {}
+        for _ in range(MAX_ROUNDS):
+            entries = self._manifest.message.segments
+            left = [e for e in entries if known.get(e.segment_id, (None,))[0] != e]
+            total = sum(part.length_bytes for entry in left for part in entry.parts)
+            with contextlib.suppress(_Gone), progress_bar(progress, total, "read", "B") as advance:
+                for entry in left:
+                    known[entry.segment_id] = entry, self._examine(entry, rebuild, advance)
+                found = {entry.segment_id: known[entry.segment_id][1] for entry in entries}
+                return {segment_id: damage for segment_id, damage in found.items() if damage is not None}
+        raise Conflict(f"collection {self._name!r}: changes faster than it can be examined; try again")
+
+    def _require_live(self, entry: pb.SegmentEntry) -> None:
+        """Raises _Gone where it has left the manifest, which is adopted then."""
+        newest = self._read(self._manifest)
+        if all(other.segment_id != entry.segment_id for other in newest.message.segments):
+            self._manifest = newest
+            raise _Gone
+
     def _examine(self, entry: pb.SegmentEntry, rebuild: bool, advance: Advance) -> _Damage | None:
-        """None: sound."""
+        """None: sound. Raises _Gone."""
         sound: dict[pb.PartKind, Buffer] = {}
         for kind in _ORDER:
             if (part := part_of(entry, kind)) is None:
@@ -105,6 +140,7 @@ class Repairer:
             advance(part.length_bytes)
         if len(sound) == len(entry.parts):
             return None
+        self._require_live(entry)
         return self._salvage(entry, sound, rebuild)
 
     def _salvage(self, entry: pb.SegmentEntry, sound: dict[pb.PartKind, Buffer], rebuild: bool) -> _Damage:
@@ -144,7 +180,7 @@ class Repairer:
             damage = damaged.get(entry.segment_id)
             kept = entry if damage is None else damage.replacement
             entries += [] if kept is None else [kept]
-        sealed, manifest = seal_manifest(self._key, self._name, base.successor(entries))
+        sealed, manifest = seal_manifest(self._key, self._name, base.successor(entries), self._writer)
         request = pb.CommitManifestRequest(
             context=self._remote.context,
             collection_id=base.collection_id,

@@ -19,6 +19,7 @@ from he_client.progress import progress_bar
 from he_client.reseal_journal import Resealed, ResealJournal, open_journal
 from he_client.results import ResealReport
 from he_client.segments import Segment, SegmentStore
+from he_client.signing import Writer
 from he_client.state import State
 from he_client.stored import header_of, is_stored
 from he_client.transport import Remote
@@ -34,13 +35,21 @@ class Resealer:
     """One reseal of one open collection: `state` and `store` are the old key's."""
 
     def __init__(
-        self, name: str, remote: Remote, state: State, store: SegmentStore, old_key: RootKey, new_key: RootKey
+        self,
+        name: str,
+        remote: Remote,
+        state: State,
+        store: SegmentStore,
+        old_key: RootKey,
+        new_key: RootKey,
+        writer: Writer | None = None,
     ) -> None:
         self._name = name
         self._remote = remote
         self._state = state
         self._old_store = store
         self._keys = (old_key, new_key)
+        self._writer = writer
         self._made = self._reused = 0
 
     def run(self, path: Path, progress: bool | None, threads: int | None) -> ResealReport:
@@ -124,7 +133,7 @@ class Resealer:
         entries = [e for old in base.message.segments for e in _renewed(old, journal.done[old.segment_id])]
         following = base.successor(entries)
         following.engine_state = journal.engine_state
-        sealed, manifest = seal_manifest(self._keys[1], self._name, following)
+        sealed, manifest = seal_manifest(self._keys[1], self._name, following, self._writer)
         request = pb.CommitManifestRequest(
             context=self._remote.context,
             collection_id=base.collection_id,

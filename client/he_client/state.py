@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from he_client.manifest import Entries, Manifest, open_manifest, seal_manifest
+from he_client.pins import Pins
 from he_client.progress import progress_bar
 from he_client.results import RowId
 from he_client.segments import Segment, SegmentStore
@@ -33,9 +34,11 @@ class State:
         key: RootKey,
         store: SegmentStore,
         manifest: Manifest,
+        pins: Pins,
         writer: Writer | None = None,
     ) -> None:
         self._name = name
+        self._pins = pins
         self._writer = writer
         self._remote = remote
         self._key = key
@@ -44,6 +47,7 @@ class State:
         self._open: dict[bytes, Segment] = {}
         self._positions: dict[RowId, tuple[bytes, int]] = {}
         self.current: tuple[Manifest, tuple[Segment, ...]] = (manifest, ())
+        pins.require(name, manifest)
         try:
             self._adopt(manifest, {})
         except NotFound:  # a segment was retired since the manifest was read
@@ -144,6 +148,7 @@ class State:
                 self._store.forget(known[segment_id])
             self._open = {segment_id: known[segment_id] for segment_id in entries}
             self.current = (manifest, tuple(self._open.values()))
+            self._pins.pin(self._name, manifest)
 
     def _place_again(self, touched: Iterable[Segment]) -> None:
         """Positions as the current manifest has them, after one that was refused."""

@@ -32,7 +32,8 @@ SAMPLE_S = 1.0
 
 def run(seed: int, seconds: float, tally: Tally) -> None:
     with tempfile.TemporaryDirectory(prefix="hesearch-torture-") as folder:
-        server = Server(Path(folder), free_port(np.random.default_rng(seed)), threads=2)
+        # What a compaction uploads that another one forestalls is collected by age: here, before memory is looked at.
+        server = Server(Path(folder), free_port(np.random.default_rng(seed)), "--orphan-age-s", "120", threads=2)
         with server:
             with crowd(seed, server.address, tally, clients=CLIENTS, processes=PROCESSES, collections=COLLECTIONS):
                 tally.special["rss"] = watch_memory(server.pid, seconds)
