@@ -51,6 +51,10 @@ class TamperedDataError(HesearchError):
     """Stored bytes do not match their digest or their seal."""
 
 
+class DamagedDataError(TamperedDataError):
+    """Bytes at rest are damaged: the server says so itself, or an archive here is. Nobody need have lied."""
+
+
 class RollbackError(TamperedDataError):
     """The server showed an older or a forked state of a collection than this client has seen."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import shutil
 import subprocess
@@ -25,14 +26,18 @@ from he_engine.errors import (
     NotFound,
     TamperedDataError,
     Unavailable,
+    WrongKeyError,
 )
 from he_server import links
-from he_server.backup import backup, restore
-from he_server.backup_list import digest
+from he_server.backup import backup
+from he_server.backup_list import digest, write_list
+from he_server.catalogue import FOLDER_KEY_CONTEXT
 from he_server.config import ServerConfig
 from he_server.fsck import check
+from he_server.fsck_catalogue import wrapped_key
 from he_server.grpc_server import GrpcServer
 from he_server.kek import KeyProvider, new_kek_file, open_kek
+from he_server.restore import restore
 from he_server.service import Service
 from he_server.store import Store
 from tests.compaction_fixture import DIM, contents, make
@@ -90,13 +95,21 @@ def _belongs(path: Path) -> bool:
     return path.is_file() and path.name not in ("backup.json", "backup.lock")
 
 
-def test_a_backup_may_be_served(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
-    live = _live(data, kek)
-    backup(data, tmp_path / "backup")
-    assert _live(tmp_path / "backup", kek) == live
-    backup(data, tmp_path / "backup")
-    restore(tmp_path / "backup", tmp_path / "restored")
-    assert _live(tmp_path / "restored", kek) == live
+def test_nothing_but_restore_and_fsck_opens_a_backup(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
+    """Whatever else would change it, so that it could not be restored any more. An unfinished one, too."""
+    target = tmp_path / "backup"
+    backup(data, target)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(target, unfinished)
+    (unfinished / "backup.json").unlink()
+    for root in (target, unfinished):
+        before = _files(root)
+        with pytest.raises(InvalidInput, match="`hesearch restore`"):
+            Store(root, kek=kek)
+        with pytest.raises(InvalidInput, match="`hesearch restore`"):
+            check(root, kek, repair=True)
+        assert check(root, kek).clean
+        assert _files(root) == before
 
 
 def test_nothing_in_the_data_folder_changes(data: Path, tmp_path: Path) -> None:
@@ -126,17 +139,91 @@ def test_the_second_backup_copies_what_is_new(data: Path, tmp_path: Path, kek: K
     assert _live(tmp_path / "restored", kek) == [*kept, new]
 
 
-def test_a_file_that_is_another_now_is_copied(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
-    """Of the same name and size: in a sealed folder, where it was sent again; or it was damaged in the backup."""
+def _flip(path: Path, at: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def _largest(root: Path) -> Path:
+    return max((root / "segments").rglob("*/*"), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("at", [200, -1], ids=["first page", "last byte"])
+@pytest.mark.parametrize("crashed", [False, True])
+def test_what_decays_in_a_backup_is_copied_again(
+    data: Path, tmp_path: Path, kek: KeyProvider | None, at: int, crashed: bool
+) -> None:
+    """By its earlier digest; after a crash, by its own or by the data folder's file."""
     target = tmp_path / "backup"
     backup(data, target)
-    victim = next(path for path in (target / "segments").rglob("*/*") if path.stat().st_size > 1 << 20)
-    raw = bytearray(victim.read_bytes())
-    raw[200] ^= 1
-    victim.write_bytes(raw)
+    sound = _files(target / "segments")
+    _flip(_largest(target), at)
+    if crashed:
+        (target / "backup.json").unlink()
     assert not check(target, kek).clean
-    assert backup(data, target).copied_files == 2
+    done = backup(data, target)
+    assert (done.copied_files, done.damage) == (2, [])
+    assert _files(target / "segments") == sound
+    assert list(target.rglob("*.new")) == []
+    restore(target, tmp_path / "restored")
+    assert check(tmp_path / "restored", kek).clean
+
+
+def test_what_decays_in_the_data_folder_spoils_no_backup(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
+    target = tmp_path / "backup"
+    backup(data, target)
+    _flip(_largest(data), -1)
+    assert backup(data, target).copied_files == 1
     assert check(target, kek).clean
+
+
+def test_a_segment_sent_again(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
+    """Of the same name and size; in a sealed folder its bytes are others, and in both they are sound now."""
+    target = tmp_path / "backup"
+    path = _largest(data)
+    _flip(path, -1)
+    assert len(backup(data, target).damage) == (0 if kek else 1)
+    assert not check(target, kek).clean
+    store = Store(data, kek=kek)
+    uploaded(store, CONTENTS[1])
+    store.close()
+    assert backup(data, target).damage == []
+    assert check(target, kek).clean
+
+
+# ---- damage of before ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("where", ["header", "first part", "last byte", "length", "name", "row", "catalogue", "gone"])
+def test_damage_is_copied_and_told(data: Path, tmp_path: Path, kek: KeyProvider | None, where: str) -> None:
+    """All that can be seen without a key: of an unsealed folder any; of a sealed one first pages, and SQLite's own."""
+    path, target = _largest(data), tmp_path / "backup"
+    if where in ("header", "first part", "last byte"):
+        _flip(path, {"header": 50, "first part": 5000, "last byte": -1}[where])
+    elif where == "length":
+        path.write_bytes(path.read_bytes() + b"\0")
+    elif where == "name":
+        path.rename(path.with_name("0" * 64 + path.suffix))
+    elif where == "gone":
+        path.unlink()
+    else:
+        at = b"notes" if where == "row" else b"sqlite_autoindex_collections_1"
+        raw = (data / "catalogue.sqlite").read_bytes()
+        (data / "catalogue.sqlite").write_bytes(raw.replace(at, at[:-1] + b"2", 1))
+    seen = where in ("header", "length", "name", "catalogue") or not kek
+    report = check(data, kek) if where != "row" or not kek else None
+    assert report is None or not report.clean
+    done = backup(data, target)
+    assert bool(done.damage) == seen
+    assert done.sealed == (kek is not None)
+    assert _files(target / "segments") == _files(data / "segments"), "it is evidence"
+    assert restore(target, tmp_path / "restored").damage == done.damage
+    again = backup(data, target)
+    assert (again.damage, again.copied_files) == (done.damage, 2 if seen and where in _DAMAGED_FILES else 1)
+    if report:
+        assert check(tmp_path / "restored", kek).problems == report.problems
+
+
+_DAMAGED_FILES = ("header", "first part", "last byte", "length", "name")
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------
@@ -162,7 +249,7 @@ def test_what_is_no_target(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "backup").exists()
 
 
-def test_a_target_in_use_is_refused(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
+def test_a_target_in_use_is_refused(data: Path, tmp_path: Path) -> None:
     target = tmp_path / "backup"
 
     def again(*_: int) -> None:
@@ -170,10 +257,10 @@ def test_a_target_in_use_is_refused(data: Path, tmp_path: Path, kek: KeyProvider
             backup(data, target)
 
     backup(data, target, again)
-    store = Store(target, kek=kek)
-    with pytest.raises(Unavailable, match="a server has it open"):
-        backup(data, target)
-    store.close()
+    with (target / "lock").open("w") as served:  # as by a server of an earlier version
+        fcntl.flock(served, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="the target open"):
+            backup(data, target)
 
 
 def test_a_restore_takes_an_empty_folder(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
@@ -209,7 +296,7 @@ def test_a_damaged_backup_is_refused(data: Path, tmp_path: Path, kind: str) -> N
 
 
 def test_a_list_is_not_believed(data: Path, tmp_path: Path) -> None:
-    """With a right digest, but places outside, or of another version."""
+    """With a right digest, but places outside, values of another kind, or of another version."""
     target = tmp_path / "backup"
     backup(data, target)
     content = json.loads((target / "backup.json").read_text())
@@ -221,6 +308,10 @@ def test_a_list_is_not_believed(data: Path, tmp_path: Path) -> None:
         ({"files": {}}, TamperedDataError),
         ({"files": {"catalogue.sqlite": {"bytes": "x", "sha256": ""}}}, TamperedDataError),
         ({"format": 2}, FormatVersionError),
+        ({"format": True}, FormatVersionError),
+        ({"made_s": True}, TamperedDataError),
+        ({"made_s": float("nan")}, TamperedDataError),
+        ({"made_s": float("inf")}, TamperedDataError),
     ]
     for change, expected in changes:
         altered = content | change
@@ -267,6 +358,38 @@ def test_an_interrupted_backup(data: Path, tmp_path: Path, kek: KeyProvider | No
     assert _live(tmp_path / "restored", kek) == live
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_backup_that_dies_around_its_list(
+    data: Path, tmp_path: Path, kek: KeyProvider | None, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    """It is the earlier one just before, and the new one just after; files that are replaced, too."""
+    target = tmp_path / "backup"
+    earlier = _live(data, kek)
+    backup(data, target)
+    store = Store(data, kek=kek)
+    uploaded(store, CONTENTS[1])  # in a sealed folder: the same name, other bytes
+    live = [*earlier, uploaded(store, [b"new"])]
+    store.commit(store.find("notes"), 2, b"sealed 3", live)
+    store.close()
+
+    def stop(*of: Any) -> None:
+        if published:
+            write_list(*of)
+        raise _Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr("he_server.backup.write_list", stop)
+        with pytest.raises(_Stop):
+            backup(data, target)
+    assert len(list(target.rglob("*.new"))) == (2 if kek else 1), "the catalogue, at least"
+    restore(target, tmp_path / "restored")
+    assert _live(tmp_path / "restored", kek) == (live if published else earlier)
+    backup(data, target)
+    restore(target, tmp_path / "again")
+    assert _live(tmp_path / "again", kek) == live
+    assert list(target.rglob("*.new")) == []
+
+
 def test_links_of_a_backup_that_died_go(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
     """And those of one that is being made stay."""
     script = (
@@ -282,9 +405,12 @@ def test_links_of_a_backup_that_died_go(data: Path, tmp_path: Path, kek: KeyProv
         assert check(data, kek).leftovers == []
         backup(data, tmp_path / "backup")
         assert busy.folder.exists()
-    left.mkdir()
-    assert check(data, kek, repair=True).clean
-    assert not left.exists()
+        Store(data, kek=kek).close()
+        assert busy.folder.exists(), "a start leaves it"
+    for remove in (lambda: check(data, kek, repair=True), lambda: Store(data, kek=kek).close()):
+        left.mkdir()
+        remove()
+        assert not left.exists()
 
 
 # ---- a server that goes on -----------------------------------------------------------------------------------
@@ -316,7 +442,8 @@ def test_what_happens_between_linking_and_copying(
     assert store.find("notes").version == 4
     store.close()
     assert _live(data, kek) == []
-    assert _live(tmp_path / "backup", kek) == came
+    restore(tmp_path / "backup", tmp_path / "restored")
+    assert _live(tmp_path / "restored", kek) == came
 
 
 @contextlib.contextmanager
@@ -477,6 +604,72 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(capsys, "restore", target, data)[0] == 0
     assert _run(capsys, "restore", target, data)[0] == 4
     assert _run(capsys, "fsck", data, "--kek", kek)[0] == 0
+
+
+def test_what_commands_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what is no data folder, not sealed, a backup, in use, or damaged."""
+    data, target, key, other = tmp_path / "data", tmp_path / "backup", tmp_path / "kek", tmp_path / "other"
+    kek, new = f"file:{key}", f"file:{other}"
+    new_kek_file(key)
+    new_kek_file(other)
+    for path in (tmp_path, tmp_path / "nothing"):
+        code, out, err = _run(capsys, "fsck", path)
+        assert (code, out) == (3, "") and "no catalogue" in err
+    made(data, None, CONTENTS)
+    code, out, _ = _run(capsys, "fsck", data, "--kek", kek)
+    assert code == 0 and out.startswith("NOT SEALED: the key was not needed")
+    assert "NOT SEALED" not in _run(capsys, "fsck", data)[1]
+    assert json.loads(_run(capsys, "fsck", data, "--kek", kek, "--json")[1])["sealed"] is False
+    assert "without the key" not in _run(capsys, "backup", data, tmp_path / "unsealed")[1]
+    _run(capsys, "rekey", data, "--kek", kek)
+    for previous in (new, kek):
+        code, out, _ = _run(capsys, "kek", "rotate", data, "--kek", kek, "--previous-kek", previous)
+        assert code == 0 and "opens with --kek already; nothing was changed" in out
+    store = Store(data, kek=open_kek(kek))
+    rotate, rekey = ["--kek", new, "--previous-kek", kek], ["--kek", kek, "--folder-key"]
+    for command in (["kek", "rotate", data, *rotate], ["rekey", data, *rekey], ["rekey", data, *rekey[:2]]):
+        code, _, err = _run(capsys, *command)
+        assert code == 8 and "stop it first" in err
+    store.close()
+    code, out, _ = _run(capsys, "backup", data, target)
+    assert code == 0 and "without the key only the structure" in out and f"hesearch fsck {target} --kek" in out
+    before = _files(target)
+    repair = ["--kek", kek, "--repair"]
+    for command in (["kek", "rotate", target, *rotate], ["rekey", target, *rekey], ["fsck", target, *repair]):
+        code, _, err = _run(capsys, *command)
+        assert code == 2 and "`hesearch restore`" in err
+    assert _files(target) == before
+    _flip(_largest(data), 100)
+    for command in (["backup", data, tmp_path / "third"], ["restore", tmp_path / "third", tmp_path / "restored"]):
+        code, out, _ = _run(capsys, *command)
+        assert code == 1 and "damaged: segments/" in out
+    assert json.loads(_run(capsys, "backup", data, tmp_path / "third", "--json")[1])["damage"]
+
+
+def test_a_new_folder_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who has the old KEK and an old copy opens nothing of a later one; and all is there."""
+    data, old, key, other = tmp_path / "data", tmp_path / "old", tmp_path / "kek", tmp_path / "other"
+    new_kek_file(key)
+    new_kek_file(other)
+    first, second = open_kek(f"file:{key}"), open_kek(f"file:{other}")
+    live = made(data, first, CONTENTS)
+    shutil.copytree(data, old)
+    rotate = ["kek", "rotate", data, "--kek", f"file:{other}", "--previous-kek", f"file:{key}"]
+    assert _run(capsys, *rotate)[0] == 0
+    known, later = _folder_keys(old, first), _folder_keys(data, second)
+    assert known == later, "the reason for --folder-key"
+    code, out, _ = _run(capsys, "rekey", data, "--kek", f"file:{other}", "--folder-key", "--json")
+    assert (code, json.loads(out)["written"]) == (0, 3)
+    assert _folder_keys(data, second) != known
+    assert {path.suffix for path in (data / "segments").rglob("*/*")} == {".2"}
+    with pytest.raises(WrongKeyError):
+        check(data, first)
+    assert check(data, second).clean
+    assert _live(data, second) == live
+
+
+def _folder_keys(root: Path, kek: KeyProvider) -> bytes:
+    return kek.unwrap(wrapped_key(root / "catalogue.sqlite"), FOLDER_KEY_CONTEXT)
 
 
 def test_an_interrupted_rekey_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,9 @@ def test_every_verb(server: list[str], files: dict[str, Any], capsys: pytest.Cap
     lines = ["id,payload,vector", *(f"{i},p{i},{' '.join(map(str, rows[0]))}" for i in (70, 71))]
     (folder / "more.csv").write_text("\n".join(lines))
     assert _json(capsys, ["insert", "c", str(folder / "more.csv"), *key, *server])["count"] == 14
-    assert main(["drop", "c", *server]) == 0
+    assert main(["drop", "c", *server]) == 2, "nobody can be asked"
+    assert "give --yes" in capsys.readouterr().err
+    assert main(["drop", "c", *server, "--yes"]) == 0
     capsys.readouterr()
     assert _json(capsys, ["info", *server]) == {"collections": []}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from he_client import Client, CollectionKey
 from he_engine.errors import InvalidInput, NotFound, Unavailable, WrongKeyError
 from he_engine.keys import RootKey
 from he_server.fsck import Report, check
@@ -19,6 +20,7 @@ from he_server.kek import KeyProvider, SecretKek
 from he_server.store import Store
 from tests.store_fixture import COLLECTION, KEK, RECORD, described, made, path_of, uploaded, verify
 
+DIM = 8
 CONTENTS = [[b"i" * 5000, b"h" * 100, b"", b"", b"p"], [b"j" * (3 << 20), b"h"], [b"k"]]
 
 
@@ -78,13 +80,22 @@ def test_a_sound_folder(data: Path, kek: KeyProvider | None) -> None:
     assert (report.problems, report.leftovers) == ([], [])
     assert (report.collections, report.segments) == (1, 3)
     assert report.checked_bytes == sum(described(contents).file_bytes for contents in CONTENTS)
+    assert report.sealed == (kek is not None)
+    if kek is None:
+        assert check(data, KEK) == report, "a key that is not needed changes nothing"
 
 
 def test_what_was_never_served(tmp_path: Path) -> None:
+    """Nothing, a folder of something else, and what a server made that died at once: none is called clean."""
+    (tmp_path / "letter.txt").write_text("no segment")
+    for root in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(NotFound, match="there is none, or it has no catalogue"):
+            check(root)
+    (tmp_path / "segments").mkdir()
+    before = _state(tmp_path)
     with pytest.raises(NotFound):
-        check(tmp_path / "nothing")
-    report = _unchanged(tmp_path, None)
-    assert (report.clean, report.collections) == (True, 0)
+        check(tmp_path, repair=True)
+    assert _state(tmp_path) == before
 
 
 def test_a_folder_in_use_is_refused(data: Path, kek: KeyProvider | None) -> None:
@@ -128,6 +139,21 @@ def test_what_a_crash_leaves_is_no_damage(data: Path, kek: KeyProvider | None) -
     assert not stray.exists()
     assert _unchanged(killed, kek).leftovers == []
     assert path_of(killed, segment).exists()
+
+
+@pytest.mark.parametrize("by", ["fsck", "a start"])
+def test_what_a_killed_repair_leaves(data: Path, kek: KeyProvider | None, live: list[bytes], by: str) -> None:
+    """A new catalogue on its way: named, and gone with the next start or repair."""
+    names = ["catalogue.sqlite.new", "catalogue.sqlite.new-shm", "catalogue.sqlite.new-wal"]
+    for name in names:
+        (data / name).write_bytes(b"unfinished")
+    report = _unchanged(data, kek)
+    assert (report.clean, report.leftovers) == (True, names)
+    if by == "fsck":
+        assert len(check(data, kek, repair=True).repaired) == 3
+    _serves(data, kek, live)
+    assert _unchanged(data, kek).leftovers == []
+    assert list(data.glob("*.new*")) == []
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -176,24 +202,45 @@ def _garbage(path: Path) -> None:
 def test_a_damaged_segment(
     data: Path, kek: KeyProvider | None, live: list[bytes], damage: Callable[[Path], None]
 ) -> None:
-    """Found; put aside; whole again when it is sent."""
+    """Found; left where it is, since a client may be able to read some of it; whole again when it is sent."""
     path = path_of(data, live[1])
     damage(path)
     damaged = path.read_bytes() if path.exists() else None
     report = _unchanged(data, kek)
     assert [live[1].hex() in problem for problem in report.problems] == [True]
-    report = check(data, kek, repair=True)
-    assert not report.clean
-    assert "hesearch repair" in report.problems[0]
-    assert not path.exists()
-    aside = list((data / "damaged").rglob(live[1].hex() + "*"))
-    assert [found.read_bytes() for found in aside] == ([] if damaged is None else [damaged])
+    for source in (None, data.parent / "backup"):
+        if source:
+            shutil.copytree(data, source)  # as damaged
+        report = check(data, kek, repair=True, source=source)
+        assert not report.clean
+        assert "hesearch repair" in report.problems[0]
+        assert (path.read_bytes() if path.exists() else None) == damaged
+        assert not (data / "damaged").exists()
     store = Store(data, kek=kek)
-    assert not store.has((COLLECTION, live[1]))
     uploaded(store, CONTENTS[1])
     store.close()
     assert _unchanged(data, kek).clean
     _serves(data, kek, live)
+
+
+@pytest.mark.parametrize("row", ["sound", "lost"])
+def test_a_client_saves_what_can_be_read_after_a_repair_without_a_source(tmp_path: Path, row: str) -> None:
+    """Also where the catalogue was made anew, and the segment's row of its file."""
+    key, rows = CollectionKey.generate(), np.random.default_rng(3).normal(size=(20, DIM))
+    with Client(tmp_path) as client:
+        collection = client.create_collection("c", dim=DIM, key=key)
+        collection.insert(range(20), rows, payloads=[f"text {i}" for i in range(20)])
+    (path,) = (tmp_path / "segments").rglob("*/*")
+    _altered(path)  # a payload
+    if row == "lost":
+        _damage_cell(tmp_path, "segments", "cell", "segment_id", bytes.fromhex(path.name))
+    report = check(tmp_path, repair=True)
+    assert not report.clean
+    with Client(tmp_path) as client:
+        client._cache = type(client._cache)(None)
+        saved = client.repair_collection("c", key=key, confirm=True)
+        assert (saved.damaged, saved.lost_rows, saved.repaired) == (1, 0, True)
+        assert client.open_collection("c", key=key).count() == 20
 
 
 @pytest.mark.parametrize("damage", [_missing, _altered])
@@ -232,9 +279,10 @@ def test_a_backup_that_is_damaged_helps_nobody(data: Path, kek: KeyProvider | No
         check(data, kek, repair=True, source=data / "nothing")
 
 
-def test_a_source_that_is_not_there_is_refused_before_it_is_needed(data: Path, kek: KeyProvider | None) -> None:
-    with pytest.raises(NotFound, match="no such folder"):
-        check(data, kek, repair=True, source=data / "nothing")
+def test_a_source_that_is_none_is_refused_before_it_is_needed(data: Path, kek: KeyProvider | None) -> None:
+    for source in (data / "nothing", data / "segments"):
+        with pytest.raises(NotFound, match="no such folder, or it has no catalogue"):
+            check(data, kek, repair=True, source=source)
 
 
 def test_a_damaged_segment_that_no_manifest_names(data: Path, kek: KeyProvider | None) -> None:

@@ -42,7 +42,7 @@ def test_upsert_and_compact(tmp_path: Path, rng: np.random.Generator, capsys: py
     assert main(["upsert", "c", str(tmp_path / "more.npz"), *access]) == 0
     assert capsys.readouterr().out == "upserted 2 rows; 5 in all\n"
     assert main(["compact", "c", *access]) == 0
-    assert capsys.readouterr().out.startswith("2 segments became 1: 5 rows encrypted anew, 2 deleted ones dropped, ")
+    assert capsys.readouterr().out.startswith("2 segments became 1: 5 rows encrypted anew, 2 deleted rows dropped, ")
     assert main(["compact", "other", *access]) == 3
 
 

@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from he_client import Client, Collection, CollectionKey, Conflict, HesearchError, RollbackError, TamperedDataError
+from he_client import (
+    Client,
+    Collection,
+    CollectionKey,
+    Conflict,
+    HesearchError,
+    NotFound,
+    RollbackError,
+    TamperedDataError,
+)
 from he_client.cli import main
+from he_client.repair import Repairer
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.conftest import unit_rows
 from tests.lying_fixture import lying_client
@@ -159,6 +169,56 @@ def test_another_writer_in_between_is_a_conflict(key: CollectionKey) -> None:
         assert client.open_collection("c", key=key).count() == 38
 
 
+@pytest.mark.parametrize("confirm", [False, True])
+def test_a_compaction_meanwhile_is_no_damage(
+    confirm: bool, key: CollectionKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is gone is elsewhere: the new segments are examined, and a damaged one among them is found."""
+    with (
+        grpc_address(tmp_path) as address,
+        Client(address, insecure=True) as one,
+        Client(address, insecure=True) as two,
+    ):
+        made = one.create_collection("c", dim=DIM, key=key)
+        for first in range(0, 40, 10):
+            made.insert(range(first, first + 10), ROWS[first : first + 10])
+        other = two.open_collection("c", key=key)
+        examined: list[bytes] = []
+        honest = Repairer._examine
+
+        def examine(self: Repairer, entry: pb.SegmentEntry, *rest: Any) -> Any:
+            if len(examined) == 1:
+                other.compact()
+            if len(examined) == 2 and confirm:
+                damage(tmp_path, other._state.current[1][0].id, pb.PART_KIND_INDEX)
+            examined.append(entry.segment_id)
+            return honest(self, entry, *rest)
+
+        monkeypatch.setattr(Repairer, "_examine", examine)
+        report = one.repair_collection("c", key=key, confirm=confirm)
+        assert (report.segments, report.damaged, report.lost_rows) == (1, int(confirm), 40 * confirm)
+        assert len(examined) == 3
+        assert other.count() == 40 - 40 * confirm
+
+
+def test_segments_that_always_go_are_a_conflict(key: CollectionKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lying_client() as (client, transport):
+        fill(client, key)
+        writer = client.open_collection("c", key=key)
+
+        def gone(_: list[Any]) -> list[Any]:
+            transport.lies.clear()
+            for segment in list(writer._state.current[1]):
+                writer.upsert(list(segment.table.ids), ROWS[: len(segment.table.ids)])
+            transport.lies["ReadSegmentPart"] = gone
+            raise NotFound("gone")
+
+        transport.lies["ReadSegmentPart"] = gone
+        monkeypatch.setattr("he_client.repair.MAX_ROUNDS", 2)
+        with pytest.raises(Conflict, match="changes faster than it can be examined"):
+            client.repair_collection("c", key=key)
+
+
 def test_an_older_manifest_is_not_repaired(key: CollectionKey) -> None:
     with lying_client() as (client, transport):
         fill(client, key)
@@ -206,7 +266,7 @@ def test_the_four_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert run("export", "c", file, *server)["segments"] == 2
         run("export", "c", file, *server, code=4)
         assert run("import", file, *server)["existed"] == 2
-        run("drop", "c", *server)
+        run("drop", "c", *server, "--yes")
         assert run("import", file, *server)["existed"] == 0
         damage(folder, ids[1], pb.PART_KIND_INDEX)
         assert run("repair", "c", *key, *server, code=1)["lost_rows"] == 19
@@ -218,6 +278,43 @@ def test_the_four_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert run("reseal", "c", *key, *server, *new)["made"] == 0  # again: nothing is left to do
         run("repair", "c", *key, *server, code=5)
     assert not list(tmp_path.glob("*.reseal"))
+
+
+def test_lost_ids_are_not_poured_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p").write_text("passphrase\n")
+    key = CollectionKey.generate()
+    key.save(tmp_path / "c.key", "passphrase")
+    with Client(tmp_path / "data") as client:
+        damage(tmp_path / "data", fill(client, key)[1], pb.PART_KIND_INDEX)
+    file = tmp_path / "lost"
+    access = [
+        "--key",
+        str(tmp_path / "c.key"),
+        "--passphrase-file",
+        str(tmp_path / "p"),
+        "--server",
+        f"{tmp_path}/data",
+    ]
+
+    def repair(*arguments: str, code: int = 1) -> list[str]:
+        assert main(["repair", "c", *access, *arguments]) == code
+        return capsys.readouterr().out.splitlines()
+
+    lost = [str(i) for i in SECOND if i != 25]
+    lines = repair()
+    assert lines[0] == "c: 1 of 2 segments is damaged"
+    assert "`hesearch fsck DATA --repair --from BACKUP`" in lines[1]
+    assert lines[3:] == [
+        *(f"  {row_id}" for row_id in lost[:10]),
+        "  and 9 more; --lost-ids FILE writes them all",
+        "nothing was changed; --yes goes on without what is lost, for good",
+    ]
+    assert f"  19 ids in {file}" in repair("--lost-ids", str(file))
+    assert file.read_text().splitlines() == lost
+    assert repair("--lost-ids", str(file), code=4) == []
+    assert repair("--lost-ids", str(tmp_path / "none" / "lost"), "--yes", code=3) == []
+    assert json.loads(repair("--json")[0])["lost_ids"] == [int(row_id) for row_id in lost]
+    assert repair("--yes", code=0)[2:] == [*(f"  {row_id}" for row_id in lost), "repaired: version 5"]
 
 
 def test_errors_tell_no_path_of_the_server(key: CollectionKey, tmp_path: Path) -> None:

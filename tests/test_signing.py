@@ -199,24 +199,27 @@ def filled(client: Client, rows: int) -> None:
 
 
 def test_a_server_that_goes_back_is_caught_after_a_restart(tmp_path: Path) -> None:
-    data, older, cache = tmp_path / "data", tmp_path / "older", tmp_path / "cache"
-    with Client(data, cache=cache) as client:
+    data, older, state = tmp_path / "data", tmp_path / "older", tmp_path / "state"
+    with Client(data, state=state) as client:
         client.create_collection("notes", dim=16, key=KEY, profile="compact")
         filled(client, 2)
     shutil.copytree(data, older)
-    with Client(data, cache=cache) as client:
+    with Client(data, state=state) as client:
         filled(client, 2)
     shutil.rmtree(data)
     older.rename(data)
-    with Client(data, cache=cache) as client, pytest.raises(RollbackError, match="version 2 does not extend version 3"):
+    with Client(data, state=state) as client, pytest.raises(RollbackError, match="version 2 does not extend version 3"):
         client.open_collection("notes", key=KEY)
     with Client(data) as client:  # has seen nothing
+        assert client.open_collection("notes", key=KEY).count() == 2
+    with Client(data, state=state) as client:
+        client.trust("notes")
         assert client.open_collection("notes", key=KEY).count() == 2
 
 
 def test_another_collection_of_the_name_is_noticed(tmp_path: Path) -> None:
-    data, cache = tmp_path / "data", tmp_path / "cache"
-    with Client(data, cache=cache) as client:
+    data, state = tmp_path / "data", tmp_path / "state"
+    with Client(data, state=state) as client:
         for _ in range(2):  # who drops a collection knows
             client.create_collection("notes", dim=16, key=KEY, profile="compact")
             client.drop_collection("notes")
@@ -224,7 +227,7 @@ def test_another_collection_of_the_name_is_noticed(tmp_path: Path) -> None:
     with Client(data) as client:
         client.drop_collection("notes")
         client.create_collection("notes", dim=16, key=KEY, profile="compact")
-    with Client(data, cache=cache) as client, pytest.raises(RollbackError, match="another collection of this name"):
+    with Client(data, state=state) as client, pytest.raises(RollbackError, match="another collection of this name"):
         client.open_collection("notes", key=KEY)
 
 

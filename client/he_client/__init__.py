@@ -7,6 +7,10 @@ with Client(":memory:") as client:
     hits = notes.search(query, k=10)
 """
 
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its core logs each handshake that fails; read when it is imported
+
 from he_client.client import Client
 from he_client.collection import Collection
 from he_client.keys import CollectionKey
@@ -22,6 +26,7 @@ from he_client.results import (
 from he_engine.errors import (
     AlreadyExists,
     Conflict,
+    DamagedDataError,
     DimensionError,
     DuplicateIdError,
     FormatVersionError,
@@ -50,6 +55,7 @@ __all__ = [
     "CollectionKey",
     "CompactReport",
     "Conflict",
+    "DamagedDataError",
     "DimensionError",
     "DuplicateIdError",
     "FormatVersionError",

@@ -15,7 +15,7 @@ from he_client.results import ArchiveReport
 from he_client.stored import describe_segment, read_part, send_segment
 from he_client.transport import Remote
 from he_engine.engine import Advance
-from he_engine.errors import AlreadyExists, Conflict, NotFound, TamperedDataError
+from he_engine.errors import AlreadyExists, Conflict, DamagedDataError, NotFound, TamperedDataError
 from he_proto import wire
 from he_proto.chunks import CHUNK_BYTES
 from he_proto.v1 import hesearch_pb2 as pb
@@ -105,8 +105,8 @@ def import_collection(remote: Remote, path: str | os.PathLike[str], *, progress:
 
     Every byte is checked before anything is sent; nothing can be opened or searched before all of it is stored.
     After an interruption, import again: what is there is not sent again. Raises NotFound (the file),
-    FormatVersionError, TamperedDataError, AlreadyExists where the server has another collection or another version
-    of it, LimitExceeded, Unavailable.
+    FormatVersionError, DamagedDataError (of the file), AlreadyExists where the server has another collection or
+    another version of it, LimitExceeded, Unavailable.
     """
     with file_errors(Path(path), WHAT), Path(path).open("rb") as file:
         collection, segments = _checked(file, progress)
@@ -140,15 +140,18 @@ _Placed = tuple[pb.SegmentHeader, int]  #: where in the file its parts' bytes ar
 
 
 def _checked(file: BinaryIO, progress: bool | None) -> tuple[ArchivedCollection, list[_Placed]]:
-    """Reads all of the archive."""
-    with progress_bar(progress, file.seek(0, os.SEEK_END), "check", "B") as advance:
-        file.seek(0)
-        reader = read_archive(file)
-        segments = []
-        for segment in reader.segments():
-            segments.append((segment.header, file.tell()))
-            for chunk in segment.chunks():
-                advance(len(chunk))
+    """Reads all of the archive. Raises DamagedDataError, FormatVersionError."""
+    try:
+        with progress_bar(progress, file.seek(0, os.SEEK_END), "check", "B") as advance:
+            file.seek(0)
+            reader = read_archive(file)
+            segments = []
+            for segment in reader.segments():
+                segments.append((segment.header, file.tell()))
+                for chunk in segment.chunks():
+                    advance(len(chunk))
+    except TamperedDataError as error:
+        raise DamagedDataError(f"{error}; the file is damaged: copy or export it again") from None
     return reader.collection, segments
 
 

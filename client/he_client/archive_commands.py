@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
-from he_client.commands import Subparsers, add_command, add_key, add_server, connect, load_key, report
+from he_client.commands import Subparsers, add_command, add_key, add_server, connect, counted, load_key, report
+from he_client.durable import new_file
+from he_client.results import RepairReport
+from he_engine.errors import AlreadyExists
+
+SHOWN_IDS = 10  #: of lost rows, where nothing is changed
 
 
 def add_export(subparsers: Subparsers) -> None:
@@ -23,7 +29,7 @@ def _export(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         done = client.export_collection(arguments.name, arguments.file)
     text = (
-        f"wrote {arguments.file}: {done.name} at version {done.version}, {done.segments} segments, "
+        f"wrote {arguments.file}: {done.name} at version {done.version}, {counted(done.segments, 'segment')}, "
         f"{done.archive_bytes / 1e6:.1f} MB"
     )
     return report(arguments, asdict(done), text)
@@ -43,8 +49,8 @@ def _import(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         done = client.import_collection(arguments.file)
     text = (
-        f"imported {done.name} at version {done.version}: {done.segments} segments, {done.existed} of which were "
-        "there already"
+        f"imported {done.name} at version {done.version}: {counted(done.segments, 'segment')}, "
+        f"{done.existed} there already"
     )
     return report(arguments, asdict(done), text)
 
@@ -69,13 +75,14 @@ def add_reseal(subparsers: Subparsers) -> None:
 def _reseal(arguments: argparse.Namespace) -> int:
     key = load_key(arguments)
     new = argparse.Namespace(key=arguments.new_key, passphrase_file=arguments.new_passphrase_file)
-    new_key = load_key(new)
+    new_key = load_key(new, "--new-passphrase-file")
     journal = arguments.journal or arguments.new_key.with_name(arguments.new_key.name + ".reseal")
     with connect(arguments) as client:
         done = client.reseal_collection(arguments.name, key=key, new_key=new_key, journal=journal)
     text = (
-        f"{arguments.name} opens with {arguments.new_key} only: {done.rows} rows in {done.segments} segments, "
-        f"{done.made} encrypted now, {done.reused} before. Copies made before still open with the old key."
+        f"{arguments.name} opens with {arguments.new_key} only: {counted(done.rows, 'row')} in "
+        f"{counted(done.segments, 'segment')}, {done.made} encrypted now, {done.reused} before. Copies made before "
+        "still open with the old key."
     )
     return report(arguments, asdict(done), text)
 
@@ -88,21 +95,47 @@ def add_repair(subparsers: Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument("name")
     parser.add_argument("--yes", action="store_true", help="commit what can be read; what cannot be is lost for good")
+    parser.add_argument(
+        "--lost-ids", type=Path, metavar="FILE", help="write the ids of lost rows to this file, one a line"
+    )
     add_key(parser)
     add_server(parser)
 
 
 def _repair(arguments: argparse.Namespace) -> int:
     """Exit code 1 where damage was found and nothing was done about it."""
+    if arguments.lost_ids and arguments.lost_ids.exists():
+        raise AlreadyExists(f"lost ids {arguments.lost_ids}: exists; it is never overwritten")
     key = load_key(arguments)
-    with connect(arguments) as client:
+    lost_ids = new_file(arguments.lost_ids, "lost ids") if arguments.lost_ids else contextlib.nullcontext()
+    with lost_ids as file, connect(arguments) as client:
         done = client.repair_collection(arguments.name, key=key, confirm=arguments.yes)
-    lines = [f"{arguments.name}: {done.damaged} of {done.segments} segments are damaged"]
+        if file is not None:
+            file.writelines(f"{row_id}\n".encode() for row_id in done.lost_ids)
+    verb = "is" if done.damaged == 1 else "are"
+    lines = [f"{arguments.name}: {done.damaged} of {counted(done.segments, 'segment')} {verb} damaged"]
     if done.damaged:
-        lines.append(f"rows lost: {done.lost_rows}; payloads lost, of rows that are not: {done.lost_payloads}")
-        lines += [f"  {row_id}" for row_id in done.lost_ids]
-        if done.lost_rows > len(done.lost_ids):
-            lines.append(f"  and {done.lost_rows - len(done.lost_ids)} whose ids are lost, too")
-        lines.append(f"repaired: version {done.version}" if done.repaired else "nothing was changed; --yes repairs")
+        lines += _damage(done, None if done.repaired else SHOWN_IDS, arguments.lost_ids)
     report(arguments, asdict(done), "\n".join(lines))
     return 1 if done.damaged and not done.repaired else 0
+
+
+def _damage(done: RepairReport, shown: int | None, written: Path | None) -> list[str]:
+    """`shown`: how many ids at most; None: all, since after a repair nobody can find them out any more. `written`:
+    the file that has all of them."""
+    lines = [f"rows lost: {done.lost_rows}; payloads lost, of rows that are not: {done.lost_payloads}"]
+    if written is None:
+        lines += [f"  {row_id}" for row_id in done.lost_ids[:shown]]
+        if shown is not None and (more := len(done.lost_ids) - shown) > 0:
+            lines.append(f"  and {more} more; --lost-ids FILE writes them all")
+    else:
+        lines.append(f"  {counted(len(done.lost_ids), 'id')} in {written}")
+    if nameless := done.lost_rows - len(done.lost_ids):
+        lines.append(f"  and {nameless} whose {'id is' if nameless == 1 else 'ids are'} lost, too")
+    if done.repaired:
+        return [*lines, f"repaired: version {done.version}"]
+    return [
+        "A backup may bring all of it back: ask the server's operator for `hesearch fsck DATA --repair --from BACKUP`",
+        *lines,
+        "nothing was changed; --yes goes on without what is lost, for good",
+    ]

@@ -1,9 +1,17 @@
-"""Numbers on the command line: each function is an argparse `type`, and says what was got and expected."""
+"""Numbers and addresses on the command line: each function is an argparse `type`; it says what was got and expected."""
 
 from __future__ import annotations
 
 import argparse
 import math
+
+
+def address(text: str) -> str:
+    """host:port."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected host:port (127.0.0.1:50051)")
+    return text
 
 
 def whole(text: str) -> int:

@@ -10,6 +10,8 @@ from he_client import archive_commands, commands, health_command, maintenance_co
 from he_engine.errors import (
     AlreadyExists,
     Conflict,
+    DamagedDataError,
+    FormatVersionError,
     HesearchError,
     InvalidInput,
     MissingExtra,
@@ -23,10 +25,12 @@ from he_engine.errors import (
 EXIT_CODES: tuple[tuple[type[HesearchError], int], ...] = (
     (MissingExtra, 7),
     (InvalidInput, 2),
+    (FormatVersionError, 2),
     (NotFound, 3),
     (AlreadyExists, 4),
     (Conflict, 4),
     (WrongKeyError, 5),
+    (DamagedDataError, 9),
     (TamperedAnswerError, 6),
     (TamperedDataError, 6),
     (Unavailable, 8),
@@ -34,11 +38,11 @@ EXIT_CODES: tuple[tuple[type[HesearchError], int], ...] = (
 
 EPILOG = """\
 exit codes:
-  0  done                        5  wrong key or passphrase
-  1  another error               6  tampered answer or data: do not trust this server
-  2  bad arguments or input      7  an optional package is missing
-  3  no such collection or file  8  server unavailable
-  4  exists, or changed by others
+  0  done                             5  wrong key or passphrase
+  1  another error                    6  tampered answer or data: do not trust this server
+  2  bad arguments, input or format   7  an optional package is missing
+  3  no such collection or file       8  server unavailable
+  4  exists, or changed by others     9  damaged: the server says so of what it stores; or an archive
   (serve: 0 after SIGTERM or SIGINT, 1 when it could not start)
 
 examples:
@@ -78,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     archive_commands.add_repair(subparsers)
     commands.add_info(subparsers)
     commands.add_drop(subparsers)
+    commands.add_trust(subparsers)
     plan_command.add_plan(subparsers)
     commands.add_demo(subparsers)
     return parser

@@ -17,6 +17,7 @@ from he_client.engines import choose_parameters, generate_state
 from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
 from he_client.pins import Pins
+from he_client.rejections import Rejections
 from he_client.repair import Repairer
 from he_client.reseal import finished
 from he_client.results import ArchiveReport, CollectionInfo, RepairReport, ResealReport
@@ -37,9 +38,11 @@ class Client:
     this process, with no port; `Client(":memory:")` a temporary one that goes with the client.
     ca: PEM file of the authorities that may have signed the server's certificate (default: the system's). cert, key:
     PEM files of this client's own certificate and its private key, for a server that asks for one.
-    cache: a folder for downloaded hints and row tables, and for pins: a server that shows an older state than this
-    folder has seen is caught, also after a restart. writer: who signs what is committed (he_client.signing; default:
-    all holders of the collection's key, as one). timeout_s: the deadline of every call.
+    cache: a folder for downloaded hints and row tables; it may be deleted at any time. state: a folder for what must
+    outlast this client: the newest version seen of each collection, so that a server that goes back is caught by the
+    next client, too (he_client.pins), and the numbers of rejected answers (he_client.rejections). Without it, both last
+    as long as the client. writer: who signs what is committed (he_client.signing; default: all holders of the
+    collection's key, as one). timeout_s: the deadline of every call.
     threads: of encryption, and of the recovery of answers (default: all cores).
     """
 
@@ -52,6 +55,7 @@ class Client:
         cert: str | os.PathLike[str] = "",
         key: str | os.PathLike[str] = "",
         cache: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
         timeout_s: float = TIMEOUT_S,
         threads: int | None = None,
         writer: Writer | None = None,
@@ -59,7 +63,9 @@ class Client:
         security = Security(insecure=insecure, ca=os.fspath(ca), cert=os.fspath(cert), key=os.fspath(key))
         self._remote = Remote(_connect(target, security), timeout_s)
         self._cache = PartCache(Path(cache) if cache is not None else None)
-        self._pins = Pins(os.fspath(target), Path(cache) / "pins" if cache is not None else None)
+        kept = Path(state) if state is not None else None
+        self._pins = Pins(_server_name(target), kept)
+        self._rejections = Rejections(kept)
         self._writer = writer
         self._threads = threads
         self._collections: weakref.WeakSet[Collection] = weakref.WeakSet()
@@ -134,6 +140,7 @@ class Client:
             payloads=payloads,
             threads=self._threads,
             pins=self._pins,
+            rejections=self._rejections,
             writer=self._writer,
         )
         self._collections.add(collection)
@@ -162,6 +169,12 @@ class Client:
         request = pb.DropCollectionRequest(context=found.context, collection_id=found.collection_id)
         with contextlib.suppress(NotFound):  # it was there: an attempt whose reply was lost has dropped it
             self._remote.call("DropCollection", request)
+        self._pins.forget(name)
+
+    def trust(self, name: str) -> None:
+        """Believe what the server shows of a collection from now on, also where it is older or another one than this
+        client has seen: after a backup was restored, say. Collections that are open still compare."""
+        wire.check_name(name)
         self._pins.forget(name)
 
     # ---- archives and repairs ----------------------------------------------------------------------------
@@ -225,6 +238,12 @@ class Client:
 def _require_key(key: object) -> None:
     if not isinstance(key, RootKey):
         raise InvalidInput(f"key: got {type(key).__name__}, expected a CollectionKey (CollectionKey.load reads a file)")
+
+
+def _server_name(target: str | os.PathLike[str]) -> str:
+    """What tells this server from others: an address, or the whole path of a folder."""
+    text = os.fspath(target)
+    return text if ":" in text else os.path.realpath(text)
 
 
 def _connect(target: str | os.PathLike[str], security: Security) -> Transport:

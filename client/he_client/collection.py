@@ -18,6 +18,7 @@ from he_client.engines import make_engine
 from he_client.manifest import Entries, Manifest, without_rows
 from he_client.pins import Pins
 from he_client.progress import progress_bar
+from he_client.rejections import Rejections
 from he_client.repair import Repairer
 from he_client.reseal import Resealer
 from he_client.results import CompactReport, Payload, RepairReport, ResealReport, RowId, SearchReport
@@ -56,6 +57,7 @@ class Collection:
         payloads: PayloadMode,
         threads: int | None,
         pins: Pins,
+        rejections: Rejections,
         writer: Writer | None,
     ) -> None:
         self.name = name
@@ -69,7 +71,8 @@ class Collection:
         self._engine = make_engine(self._parameters, key, message.collection_id, message.engine_state, threads=threads)
         self._store = SegmentStore(remote, message.collection_id, key, self._engine, self._space, cache, direct)
         self._workers = ThreadPoolExecutor(threads or os.cpu_count() or 1, "recover")  # they start when first needed
-        self._searcher = Searcher(remote, self._store, self._engine, self._space, self._workers)
+        self._searcher = Searcher(remote, self._store, self._engine, self._space, self._workers, rejections)
+        self._rejections = rejections
         self._state = State(name, remote, key, self._store, manifest, pins, writer)
         self._writer = writer
         self._writing = threading.Lock()  # one insert or delete at a time; searches go on
@@ -192,7 +195,8 @@ class Collection:
 
     def compact(self, *, progress: bool | None = None) -> CompactReport:
         """Make few full segments of small and of mostly deleted ones, here: rows are downloaded, decrypted, and
-        encrypted anew; ids, payloads and encoded vectors stay as they are.
+        encrypted anew; ids, payloads and encoded vectors stay as they are. So are segments whose fingerprint has
+        rejected so many answers that it may verify no more (he_client.rejections).
 
         Each group of segments is one commit, so a call that ended early, in whatever way, goes on where it stopped
         when it is repeated. Everybody may read and write meanwhile. he_client.compaction says which segments are
@@ -201,7 +205,8 @@ class Collection:
         """
         self._require_open()
         with self._compacting:
-            return Compactor(self._state, self._store, self._engine, SEGMENT_BYTES).run(progress)
+            worn = self._rejections.worn
+            return Compactor(self._state, self._store, self._engine, SEGMENT_BYTES, worn).run(progress)
 
     def reseal(
         self, new_key: RootKey, *, journal: str | os.PathLike[str], progress: bool | None = None

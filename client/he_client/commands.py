@@ -6,6 +6,7 @@ import argparse
 import getpass
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -43,9 +44,25 @@ def add_command(
     return parser
 
 
+def counted(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", required=True, metavar="TARGET", help="host:port, or a folder to serve in process")
+    parser.add_argument(
+        "--state", type=Path, default=_state_folder(), metavar="FOLDER",
+        help="where the newest version seen of each collection is kept, so that a server that goes back is caught; "
+        "default: $HESEARCH_STATE, or %(default)s",
+    )  # fmt: skip
     add_security(parser)
+
+
+def _state_folder() -> Path:
+    if named := os.environ.get("HESEARCH_STATE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hesearch"
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
@@ -65,18 +82,24 @@ def add_key(parser: argparse.ArgumentParser) -> None:
 def connect(arguments: argparse.Namespace) -> Client:
     folder = arguments.server
     if ":" not in folder and arguments.command != "create" and not Path(folder).is_dir():
-        raise NotFound(f"folder {folder}: no such folder (and no host:port)")
-    return Client(folder, insecure=arguments.insecure, ca=arguments.ca, cert=arguments.cert, key=arguments.cert_key)
+        raise NotFound(f"server {folder}: no such folder, and no address; give host:port (127.0.0.1:50051)")
+    return Client(
+        folder, insecure=arguments.insecure, ca=arguments.ca, cert=arguments.cert, key=arguments.cert_key,
+        state=arguments.state,
+    )  # fmt: skip
 
 
-def _passphrase(arguments: argparse.Namespace, *, confirm: bool = False) -> str:
+def _passphrase(
+    arguments: argparse.Namespace, of: Path, *, confirm: bool = False, option: str = "--passphrase-file"
+) -> str:
+    """`of`: the key file. `option`: the one that `arguments.passphrase_file` came from."""
     if arguments.passphrase_file is not None:
         lines = read_lines(arguments.passphrase_file)
         return lines[0] if lines else ""
     if not sys.stdin.isatty():
-        raise InvalidInput("passphrase: no terminal to ask on; give --passphrase-file")
+        raise InvalidInput(f"passphrase of {of}: no terminal to ask on; give {option}")
     try:
-        entered = getpass.getpass("passphrase: ")
+        entered = getpass.getpass(f"passphrase of {of}: ")
         if confirm and getpass.getpass("again: ") != entered:
             raise InvalidInput("passphrase: the two differ")
     except EOFError:
@@ -84,10 +107,20 @@ def _passphrase(arguments: argparse.Namespace, *, confirm: bool = False) -> str:
     return entered
 
 
-def load_key(arguments: argparse.Namespace) -> CollectionKey:
+def load_key(arguments: argparse.Namespace, option: str = "--passphrase-file") -> CollectionKey:
+    """The key of `arguments.key`; `option` is named where there is no terminal to ask on."""
     if not arguments.key.is_file():
         raise NotFound(f"key file {arguments.key}: no such file; `hesearch keygen` makes one")
-    return CollectionKey.load(arguments.key, _passphrase(arguments))
+    return CollectionKey.load(arguments.key, _passphrase(arguments, arguments.key, option=option))
+
+
+def confirm(question: str) -> None:
+    """Asks on the terminal. Raises InvalidInput for another answer than yes, and where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise InvalidInput(f"{question}: no terminal to ask on; give --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise InvalidInput(f"{question}: not confirmed; nothing was changed")
 
 
 def report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> int:
@@ -126,7 +159,7 @@ def add_keygen(subparsers: Subparsers) -> None:
 def _keygen(arguments: argparse.Namespace) -> int:
     if arguments.path.exists():
         raise AlreadyExists(f"key file {arguments.path}: exists; keys are never overwritten")
-    CollectionKey.generate().save(arguments.path, _passphrase(arguments, confirm=True))
+    CollectionKey.generate().save(arguments.path, _passphrase(arguments, arguments.path, confirm=True))
     text = f"wrote {arguments.path}: whoever has it and its passphrase reads the data; without it nobody can"
     return report(arguments, {"key": str(arguments.path)}, text)
 
@@ -185,22 +218,44 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def add_drop(subparsers: Subparsers) -> None:
     parser = add_command(
-        subparsers, "drop", _drop, "delete a collection with all its rows", "notes --server 127.0.0.1:50051 --insecure"
-    )
+        subparsers, "drop", _drop, "delete a collection with all its rows, for good",
+        "notes --server 127.0.0.1:50051 --insecure",
+    )  # fmt: skip
     parser.add_argument("name")
+    parser.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
     add_server(parser)
 
 
 def _drop(arguments: argparse.Namespace) -> int:
+    if not arguments.yes:
+        confirm(f"drop {arguments.name} with all its rows")
     with connect(arguments) as client:
         client.drop_collection(arguments.name)
     return report(arguments, {"dropped": arguments.name}, f"dropped {arguments.name}")
 
 
+def add_trust(subparsers: Subparsers) -> None:
+    parser = add_command(
+        subparsers, "trust", _trust,
+        "believe what a server shows of a collection, also where it is older than what was seen (after a restore)",
+        "notes --server 127.0.0.1:50051 --insecure",
+    )  # fmt: skip
+    parser.add_argument("name")
+    add_server(parser)
+
+
+def _trust(arguments: argparse.Namespace) -> int:
+    with connect(arguments) as client:
+        client.trust(arguments.name)
+    text = f"what was seen of {arguments.name} is forgotten: the next command believes the server"
+    return report(arguments, {"trusted": arguments.name}, text)
+
+
 # ---- rows ------------------------------------------------------------------------------------------------
 def add_insert(subparsers: Subparsers) -> None:
     parser = add_command(
-        subparsers, "insert", _insert, "encrypt rows and store them",
+        subparsers, "insert", _insert,
+        "encrypt rows and store them: all, or none where an id is there already (`hesearch upsert` replaces rows)",
         "notes vectors.npy --ids ids.txt --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
     add_rows(parser)
@@ -232,7 +287,9 @@ def _insert(arguments: argparse.Namespace) -> int:
         collection = client.open_collection(arguments.name, key=key)
         inserted = collection.insert(*rows)
         count = collection.count()
-    return report(arguments, {"inserted": inserted, "count": count}, f"inserted {inserted} rows; {count} in all")
+    return report(
+        arguments, {"inserted": inserted, "count": count}, f"inserted {counted(inserted, 'row')}; {count} in all"
+    )
 
 
 def add_search(subparsers: Subparsers) -> None:
@@ -256,7 +313,7 @@ def _search(arguments: argparse.Namespace) -> int:
     lines = []
     for number, hits in enumerate(found):
         lines.append(f"query {number}")
-        lines += [f"  {hit.score:9.6f}  {hit.id}  {_plain(hit)['payload'] or ''}" for hit in hits]
+        lines += [f"  {hit.score:9.6f}  {hit.id}  {_plain(hit)['payload'] or ''}".rstrip() for hit in hits]
     return report(arguments, fields, "\n".join(lines))
 
 
@@ -267,7 +324,7 @@ def _plain(hit: Hit) -> dict[str, Any]:
 
 def add_delete(subparsers: Subparsers) -> None:
     parser = add_command(
-        subparsers, "delete", _delete, "take rows out, by id",
+        subparsers, "delete", _delete, "take rows out, by id: all, or none where an id is not there",
         "notes 17 18 --key notes.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
     parser.add_argument("name")
@@ -282,4 +339,4 @@ def _delete(arguments: argparse.Namespace) -> int:
         collection = client.open_collection(arguments.name, key=key)
         deleted = collection.delete(parse_ids(arguments.ids))
         count = collection.count()
-    return report(arguments, {"deleted": deleted, "count": count}, f"deleted {deleted} rows; {count} left")
+    return report(arguments, {"deleted": deleted, "count": count}, f"deleted {counted(deleted, 'row')}; {count} left")

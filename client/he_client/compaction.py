@@ -2,9 +2,9 @@
 
 Which. A segment is small when it has room for twice its rows (index below half of SEGMENT_BYTES), and half-dead when
 over half of its rows are deleted. Each holds under half of a full segment's live rows, so they are packed, in the
-manifest's order and first fit, into groups that fill one new segment. A group of two or more is rewritten, and one
-half-dead segment alone; a small one alone would gain nothing. Hence at most one segment stays small, a second
-compaction does nothing, and stored rows are at most twice the live ones.
+manifest's order and first fit, into groups that fill one new segment. A group of two or more is rewritten; alone is
+one that is half-dead, or whose fingerprint is worn (he_client.rejections); a small one alone would gain nothing. Hence
+at most one segment stays small, a second compaction does nothing, and stored rows are at most twice the live ones.
 
 How. For each group: download, decrypt, encrypt under a fresh seed, upload, and one commit that puts the new segment
 in the place of the old ones. In memory are one downloaded index and its rows, or the new index and its rows: about
@@ -20,7 +20,7 @@ of the manifest, so this ends however fast others write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +50,14 @@ class _Source:
     kept: NDArray[np.intp]  #: the rows that lived, ascending
 
 
-def groups(entries: Iterable[pb.SegmentEntry], full_rows: int) -> list[list[pb.SegmentEntry]]:
-    """What to rewrite together; `full_rows`: of a full segment. See the module."""
+def groups(
+    entries: Iterable[pb.SegmentEntry], full_rows: int, worn: Callable[[pb.SegmentEntry], bool] = lambda _: False
+) -> list[list[pb.SegmentEntry]]:
+    """What to rewrite together; `full_rows`: of a full segment; `worn`: whether one must be, even alone."""
     packed: list[tuple[int, list[pb.SegmentEntry]]] = []
     for entry in entries:
         live = entry.rows - len(entry.deleted_rows)
-        if 2 * entry.rows >= full_rows and not _half_dead(entry):
+        if 2 * entry.rows >= full_rows and not _half_dead(entry) and not worn(entry):
             continue
         for number, (rows, members) in enumerate(packed):
             if rows + live <= full_rows:
@@ -63,7 +65,7 @@ def groups(entries: Iterable[pb.SegmentEntry], full_rows: int) -> list[list[pb.S
                 break
         else:
             packed.append((live, [entry]))
-    return [members for _, members in packed if len(members) > 1 or _half_dead(members[0])]
+    return [members for _, members in packed if len(members) > 1 or _half_dead(members[0]) or worn(members[0])]
 
 
 def _half_dead(entry: pb.SegmentEntry) -> bool:
@@ -73,7 +75,15 @@ def _half_dead(entry: pb.SegmentEntry) -> bool:
 class Compactor:
     """One compaction of one collection."""
 
-    def __init__(self, state: State, store: SegmentStore, engine: ClientEngine, segment_bytes: int) -> None:
+    def __init__(
+        self,
+        state: State,
+        store: SegmentStore,
+        engine: ClientEngine,
+        segment_bytes: int,
+        worn: Callable[[pb.SegmentEntry], bool],
+    ) -> None:
+        self._worn = worn
         self._state = state
         self._store = store
         self._full_rows = max(1, segment_bytes // engine.index_bytes_per_block) * engine.rows_per_block
@@ -85,7 +95,7 @@ class Compactor:
         self._state.refresh()
         before = self._state.manifest.message.segments
         first = {entry.segment_id for entry in before}
-        total = sum(_live(group) for group in groups(before, self._full_rows))
+        total = sum(_live(group) for group in groups(before, self._full_rows, self._worn))
         with progress_bar(progress, total, "compact", "rows") as advance:
             while group := self._next(first):
                 try:
@@ -106,7 +116,8 @@ class Compactor:
         """The first group that is left, as of one manifest."""
         manifest, segments = self._state.current
         opened = {segment.id: segment for segment in segments}
-        left = groups((e for e in manifest.message.segments if e.segment_id in first), self._full_rows)
+        old = (entry for entry in manifest.message.segments if entry.segment_id in first)
+        left = groups(old, self._full_rows, self._worn)
         return [
             _Source(entry, opened[entry.segment_id], np.setdiff1d(np.arange(entry.rows), entry.deleted_rows))
             for entry in (left[0] if left else [])

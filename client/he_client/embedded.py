@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from he_client.advice import advised
 from he_engine.errors import HesearchError, Unavailable
 from he_proto.status import error_from_status, status_of
 from he_server.config import ServerConfig
@@ -43,13 +44,13 @@ class EmbeddedTransport:
         try:
             return self._method(method)(request, LocalCall())
         except HesearchError as error:
-            raise _as_a_client_sees(error) from None
+            raise _as_a_client_sees(method, error) from None
 
     def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:  # noqa: ARG002
         try:
             yield from self._method(method)(request, LocalCall())
         except HesearchError as error:
-            raise _as_a_client_sees(error) from None
+            raise _as_a_client_sees(method, error) from None
 
     def _method(self, name: str) -> Any:
         """CreateCollection → create_collection. Raises Unavailable after `close`."""
@@ -72,7 +73,7 @@ def _remove(folder: Path, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _as_a_client_sees(error: HesearchError) -> HesearchError:
+def _as_a_client_sees(method: str, error: HesearchError) -> HesearchError:
     """The error as it would have come over the wire, so that both transports behave alike."""
     status = status_of(error)
-    return error_from_status(status.code, status.message, status.name)
+    return advised(method, error_from_status(status.code, status.message, status.name))

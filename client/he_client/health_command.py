@@ -6,7 +6,7 @@ import argparse
 
 import grpc
 
-from he_client.argument_types import positive
+from he_client.argument_types import address, positive
 from he_client.commands import Subparsers, add_command, add_security, report
 from he_client.transport import Security
 
@@ -24,7 +24,7 @@ def add_health(subparsers: Subparsers) -> None:
         "whether a server serves: exit code 0 if so, else 1",
         "127.0.0.1:50051 --insecure",
     )
-    parser.add_argument("target", metavar="HOST:PORT")
+    parser.add_argument("target", type=address, metavar="HOST:PORT")
     parser.add_argument("--timeout", type=positive, default=5.0, metavar="SECONDS", help="default: %(default)s")
     add_security(parser)
 

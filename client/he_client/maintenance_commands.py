@@ -12,6 +12,7 @@ from he_client.commands import (
     add_rows,
     add_server,
     connect,
+    counted,
     load_key,
     read_rows,
     report,
@@ -35,7 +36,9 @@ def _upsert(arguments: argparse.Namespace) -> int:
         collection = client.open_collection(arguments.name, key=key)
         upserted = collection.upsert(*rows)
         count = collection.count()
-    return report(arguments, {"upserted": upserted, "count": count}, f"upserted {upserted} rows; {count} in all")
+    return report(
+        arguments, {"upserted": upserted, "count": count}, f"upserted {counted(upserted, 'row')}; {count} in all"
+    )
 
 
 def add_compact(subparsers: Subparsers) -> None:
@@ -54,7 +57,8 @@ def _compact(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         done = client.open_collection(arguments.name, key=key).compact()
     text = (
-        f"{done.segments_before} segments became {done.segments_after}: {done.rows} rows encrypted anew, "
-        f"{done.dropped_rows} deleted ones dropped, {done.freed_bytes / 1e6:.1f} MB freed"
+        f"{counted(done.segments_before, 'segment')} became {done.segments_after}: "
+        f"{counted(done.rows, 'row')} encrypted anew, {counted(done.dropped_rows, 'deleted row')} dropped, "
+        f"{done.freed_bytes / 1e6:.1f} MB freed"
     )
     return report(arguments, asdict(done), text)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from he_client.cache import PartCache
 from he_client.transport import Remote
 from he_engine.engine import Buffer
-from he_engine.errors import TamperedDataError
+from he_engine.errors import DamagedDataError, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 
@@ -67,7 +67,11 @@ class PartReader:
                 raise TamperedDataError(f"segment part: got {len(content)} bytes, expected {length}")
             return content
 
-        return self._remote.stream("ReadSegmentPart", request, receive)
+        try:
+            return self._remote.stream("ReadSegmentPart", request, receive)
+        except DamagedDataError as error:
+            name = entry.segment_id.hex()[:16]
+            raise error if name in str(error) else DamagedDataError(f"segment {name}: {error}") from None
 
 
 def part_of(entry: pb.SegmentEntry, kind: pb.PartKind) -> pb.Part | None:

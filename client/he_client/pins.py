@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_ANCESTORS = 256
 _FORMAT = "hesearch pin 1"
 _MAX_BYTES = 4096
+_TRUST = "If you know why (a backup was restored): `hesearch trust`, Client.trust"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ class Pin:
         """
         other = Pin.of(newer)
         if other.collection_id != self.collection_id:
-            raise RollbackError("manifest: of another collection of this name than the one that this client has seen")
+            raise RollbackError(
+                f"manifest: of another collection of this name than the one that this client has seen. {_TRUST}"
+            )
         if self.owner and (other.owner != self.owner or other.serial < self.serial):
             raise TamperedDataError("manifest: another owner, or an older list of writers, than this client has seen")
         gap = other.version - self.version
@@ -66,7 +69,7 @@ class Pin:
         if not extends:
             raise RollbackError(
                 f"manifest: version {other.version} does not extend version {self.version}, which this client "
-                "has seen; the server went back or forked the history"
+                f"has seen; the server went back or forked the history. {_TRUST}"
             )
 
 

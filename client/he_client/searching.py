@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from he_client.arrival import HEAD_BYTES, Collector, Group, grouped
 from he_client.manifest import Manifest
 from he_client.metrics import Space
+from he_client.rejections import Rejections
 from he_client.results import Hit, SearchReport
 from he_client.segments import Segment, SegmentStore
 from he_client.transport import Remote
@@ -58,8 +59,15 @@ class Searcher:
     """Searches one collection; holds no state of a search. `workers` verify, decrypt and rank."""
 
     def __init__(
-        self, remote: Remote, store: SegmentStore, engine: ClientEngine, space: Space, workers: Executor
+        self,
+        remote: Remote,
+        store: SegmentStore,
+        engine: ClientEngine,
+        space: Space,
+        workers: Executor,
+        rejections: Rejections,
     ) -> None:
+        self._rejections = rejections
         self._remote = remote
         self._store = store
         self._engine = engine
@@ -163,7 +171,13 @@ class Searcher:
     def _recover(self, asked: _Asked, group: Group, answers: list[Buffer], k: int) -> _Found:
         """Verify, decrypt, and keep the k best live rows of one group."""
         began = time.thread_time()
-        inner = self._engine.recover(asked.query, [s.engine for s in group.segments], answers)
+        entries = [segment.entry for segment in group.segments]
+        self._rejections.require(entries)
+        try:
+            inner = self._engine.recover(asked.query, [s.engine for s in group.segments], answers)
+        except TamperedAnswerError:
+            self._rejections.add(entries)
+            raise
         near = np.concatenate(
             [
                 self._space.scores(products, segment.table.squares, asked.norm, asked.square)

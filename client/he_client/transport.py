@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
+from he_client.advice import advised
 from he_engine.errors import HesearchError, InvalidInput, LimitExceeded, Unavailable
 from he_proto import wire
 from he_proto.status import ERROR_METADATA, error_from_rpc
@@ -105,7 +106,7 @@ class GrpcTransport:
             self._reached = True
             return response
         except grpc.RpcError as error:
-            raise self._readable(error) from None
+            raise advised(method, self._readable(error)) from None
         except ValueError:
             raise Unavailable("this client is closed") from None
 
@@ -119,7 +120,7 @@ class GrpcTransport:
                 self._reached = True
                 yield response
         except grpc.RpcError as error:
-            raise self._readable(error) from None
+            raise advised(method, self._readable(error)) from None
         finally:
             call.cancel()
 
@@ -135,6 +136,7 @@ class GrpcTransport:
         hint = ""
         if "handshake" in details.lower():
             hint = " The TLS handshake failed: does the server speak TLS, and does ca (--ca) name its authority?"
+            hint += " Or it serves plaintext: insecure=True, --insecure (loopback only)"
         elif not self._insecure:
             hint = " It may speak no TLS (insecure=True, --insecure), or ask for a certificate (cert, --cert)"
         return Unavailable(f"no answer from {self._address}; is `hesearch serve` running there?{hint}")

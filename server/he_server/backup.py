@@ -1,11 +1,11 @@
 """Copies of a data folder, made while a server uses it and without any key, and what brings one back.
 
     backup.lock             held while a backup is made; a folder with it is one for backups
-    backup.json             what belongs to the backup; written last
+    backup.json             what belongs to the backup
     catalogue.sqlite        of one moment
     segments/…              every segment file of that moment, as in a data folder (he_server.folder)
 
-A backup is a data folder of its own: `hesearch fsck` checks it, `hesearch serve` could serve it.
+`hesearch fsck` checks a backup as it checks a data folder; nothing else may open it, so that it stays what it was.
 
 **One moment.** Which files the catalogue names cannot be read without the key, so all are taken. A server writes a file
 before its row and removes it after its row, so while no row changes, every row's file is there. First all files are
@@ -15,9 +15,14 @@ milliseconds as a rule, and searches do not. The links stay whatever the server 
 peace.
 
 **Incremental.** A name stands for a content that never changes. A file that the target has, of the same size and with
-the same first page (which holds the digests or the salt of all the rest), is not copied again.
+the same first page (which holds the digests or the salt of all the rest), is read, and is not copied again where it is
+still what was copied: its own digests say so, or its earlier entry in the list, or else the data folder's file.
 
-Before `backup.json` (he_server.backup_list) is in its place, nothing restores; it is the last thing renamed.
+**Damage** that can be seen without the key (he_server.backup_files) is copied, and told. What only the key shows,
+`hesearch fsck` finds in the backup.
+
+Before `backup.json` (he_server.backup_list) is in its place, nothing restores, or the earlier backup does. What it
+replaces waits as NAME.new until then.
 """
 
 from __future__ import annotations
@@ -25,35 +30,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
-from he_engine.errors import AlreadyExists, HesearchError, InvalidInput, NotFound, TamperedDataError, Unavailable
+from he_engine.errors import HesearchError, InvalidInput, NotFound, TamperedDataError, Unavailable
 from he_server import files
-from he_server.backup_list import CATALOGUE, Entry, copied, entry_of, read_list, write_list
+from he_server.backup_files import REPLACEMENT, Progress, Seen, Summary, copied, seen, summary
+from he_server.backup_list import CATALOGUE, LOCK, Entry, read_list, write_list
 from he_server.database import sqlite_errors
 from he_server.files import PAGE_BYTES, PlainFile
 from he_server.fsck import locked
 from he_server.links import Links, linking
 
-_LOCK = "backup.lock"
 _WAIT_S = 60.0  #: for a server's write
-
-Progress = Callable[[int, int], None]  #: bytes done, of bytes in all
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Of a backup or a restore."""
-
-    files: int
-    total_bytes: int
-    copied_files: int
-    copied_bytes: int
 
 
 def backup(data: Path, target: Path, progress: Progress = lambda *_: None) -> Summary:
@@ -67,7 +58,7 @@ def backup(data: Path, target: Path, progress: Progress = lambda *_: None) -> Su
     inner, outer = target.resolve(), data.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise InvalidInput("backup: the data folder and the target lie in each other")
-    with _target(target), linking(data) as links:
+    with files.storage_errors("copying"), _target(target), linking(data) as links:
         incoming = target / "incoming"
         with files.storage_errors("making a folder"):
             for folder in (incoming, target / "segments"):
@@ -104,15 +95,16 @@ def _target(target: Path) -> Iterator[None]:
         raise InvalidInput("backup: the target is not a folder")
     with files.storage_errors("making the target"):
         files.make_folder(target, 0o700)
-        if any(target.iterdir()) and not (target / _LOCK).exists():
+        if any(target.iterdir()) and not (target / LOCK).exists():
             raise InvalidInput("backup: the target is neither empty nor an earlier backup")
-        descriptor = os.open(target / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(target / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        files.sync_folder(target)  # what has anything else in it and lacks this is refused
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Unavailable("backup: another one is being made there") from None
-        with locked(target, make=False):
+        with locked(target, "backup: a server has the target open; stop it, or choose another target", make=False):
             yield
     finally:
         os.close(descriptor)
@@ -120,7 +112,10 @@ def _target(target: Path) -> Iterator[None]:
 
 # ---- copies --------------------------------------------------------------------------------------------------
 class _Copying:
-    """Into a target whose `incoming` holds the catalogue."""
+    """Into a target whose `incoming` holds the catalogue.
+
+    What replaces a file that the target has waits beside it as NAME.new until the list that names it is in its place.
+    """
 
     def __init__(self, target: Path, progress: Progress) -> None:
         self._target = target
@@ -130,42 +125,86 @@ class _Copying:
             self._before = read_list(target)
         except HesearchError:  # a first one, or one that was interrupted
             self._before = {}
+        self._settle(self._before)
+        self._new: list[Entry] = []
+        self._unread: list[str] = []
 
     def of(self, links: Path, places: list[str]) -> Summary:
-        """Segment files first; the catalogue and the list get their names when all else is on the disk."""
+        """Segment files first; the list gets its name when all else is on the disk."""
         sources = {place: links / place.removeprefix("segments/") for place in places}
         with files.storage_errors("looking at segment files"):
             all_bytes = sum(path.stat().st_size for path in sources.values())
-        entries: dict[str, Entry] = {}
-        new: list[Entry] = []
+        all_seen: dict[str, Seen] = {}
         done_bytes = 0
         for place, source in sources.items():
-            if (entry := self._kept(place, source)) is None:
-                files.make_folder((self._target / place).parent, 0o700)
-                new.append(entry := copied(source, self._target / place, self._incoming))
-            entries[place] = entry
-            self._progress(done_bytes := done_bytes + entry.length_bytes, all_bytes)
-        with files.storage_errors("syncing"):
-            for folder in (self._target / "segments").iterdir():
-                files.sync_folder(folder)
+            if found := self._taken(place, source):
+                all_seen[place] = found
+                self._progress(done_bytes := done_bytes + found.entry.length_bytes, all_bytes)
+        all_seen[CATALOGUE] = self._copied(CATALOGUE, self._incoming / CATALOGUE)
+        self._sync()
+        entries = {place: found.entry for place, found in all_seen.items()}
+        write_list(self._target, entries, time.time())
+        self._settle(entries)
+        self._clean(entries)
+        return summary(self._target, all_seen, self._new, self._unread)
+
+    def _taken(self, place: str, source: Path) -> Seen | None:
+        """None: it cannot be read, and the target does not have it."""
+        there = self._there(place)
+        try:
+            if there and self._same(place, there, source):
+                return there
+            return self._copied(place, source)
+        except TamperedDataError as error:
+            self._unread.append(f"{place}: {error}; {'the earlier copy was kept' if there else 'it was left out'}")
+            return there
+
+    def _there(self, place: str) -> Seen | None:
+        """A file that the target has, and that is what was copied, as far as that can be seen."""
+        if not (path := self._target / place).exists():
+            return None
+        try:
+            found = seen(path, place)
+        except TamperedDataError:
+            return None
+        return None if found.damage or self._before.get(place) not in (None, found.entry) else found
+
+    def _same(self, place: str, there: Seen, source: Path) -> bool:
+        """Raises TamperedDataError where the source cannot be read."""
+        head_bytes = min(PAGE_BYTES, there.entry.length_bytes)
+        if PlainFile(source).size_bytes() != there.entry.length_bytes:
+            return False
+        if PlainFile(source).read(0, head_bytes) != PlainFile(self._target / place).read(0, head_bytes):
+            return False
+        known = place in self._before or not PurePosixPath(place).suffix  # its own digests are sealed in it
+        return known or seen(source, place).entry == there.entry
+
+    def _copied(self, place: str, source: Path) -> Seen:
+        path = self._target / place
+        files.make_folder(path.parent, 0o700)
+        target = path.with_name(path.name + REPLACEMENT) if path.exists() else path
+        found = copied(source, target, self._incoming, place)
+        self._new.append(found.entry)
+        return found
+
+    def _settle(self, entries: Mapping[str, Entry]) -> None:
+        """What the list names gets its name; other replacements are of a backup that was interrupted, and go."""
+        for path in [*self._target.glob(f"*{REPLACEMENT}"), *self._target.glob(f"segments/*/*{REPLACEMENT}")]:
+            named = path.with_name(path.name.removesuffix(REPLACEMENT))
+            place = str(named.relative_to(self._target))
+            with files.storage_errors("naming a file"):
+                if place in entries and seen(path, place).entry == entries[place]:
+                    path.rename(named)
+                else:
+                    path.unlink()
         for suffix in ("-wal", "-shm"):  # of a server that had the backup as its data folder
             files.remove(self._target / (CATALOGUE + suffix))
-        new.append(copied(self._incoming / CATALOGUE, self._target / CATALOGUE, self._incoming))
-        entries[CATALOGUE] = new[-1]
-        files.sync_folder(self._target)
-        write_list(self._target, entries, time.time())
-        self._clean(entries)
-        return _summary(entries.values(), new)
+        self._sync()
 
-    def _kept(self, place: str, source: Path) -> Entry | None:
-        """Of a file that the target has."""
-        there, wanted = PlainFile(self._target / place), PlainFile(source)
-        if not there.path.exists() or (size := there.size_bytes()) != wanted.size_bytes():
-            return None
-        if there.read(0, min(PAGE_BYTES, size)) != wanted.read(0, min(PAGE_BYTES, size)):
-            return None
-        before = self._before.get(place)
-        return before if before and before.length_bytes == size else entry_of(there.path)
+    def _sync(self) -> None:
+        with files.storage_errors("syncing"):
+            for folder in (*(self._target / "segments").iterdir(), self._target):
+                files.sync_folder(folder)
 
     def _clean(self, entries: Mapping[str, Entry]) -> None:
         """What no longer belongs to it."""
@@ -178,53 +217,3 @@ class _Copying:
                         files.remove(path)
                 if not any(folder.iterdir()):
                     folder.rmdir()
-
-
-def _summary(entries: Iterable[Entry], new: Iterable[Entry]) -> Summary:
-    sizes, new_sizes = ([entry.length_bytes for entry in some] for some in (entries, new))
-    return Summary(len(sizes), sum(sizes), len(new_sizes), sum(new_sizes))
-
-
-# ---- restoring -----------------------------------------------------------------------------------------------
-def restore(source: Path, data: Path, progress: Progress = lambda *_: None) -> Summary:
-    """A data folder as it was when the backup `source` was made, every byte checked; `data` is new or empty, and stays
-    empty where that fails.
-
-    Raises NotFound (no backup, or one that was never completed), AlreadyExists (`data` is not empty),
-    TamperedDataError, FormatVersionError, LimitExceeded, Unavailable, ReadOnlyError.
-    """
-    entries = read_list(source)
-    with files.storage_errors("making the data folder"):
-        files.make_folder(data, 0o700)
-        if any(data.iterdir()):
-            raise AlreadyExists("restore: the data folder is not empty; restore into a new one")
-    with locked(data, make=True):
-        try:
-            _restore(source, data, entries, progress)
-        except BaseException:
-            for name in ("segments", "incoming"):
-                shutil.rmtree(data / name, ignore_errors=True)
-            for name in (CATALOGUE, "lock"):
-                files.remove(data / name)
-            raise
-    return _summary(entries.values(), entries.values())
-
-
-def _restore(source: Path, data: Path, entries: Mapping[str, Entry], progress: Progress) -> None:
-    """The catalogue last: a server starts with no folder that has segments and lacks it."""
-    incoming, done_bytes = data / "incoming", 0
-    for folder in (incoming, data / "segments"):
-        files.make_folder(folder, 0o700)
-    all_bytes = sum(entry.length_bytes for entry in entries.values())
-    for place in sorted(entries, key=lambda place: (place == CATALOGUE, place)):
-        target = data / place
-        if place == CATALOGUE:
-            with files.storage_errors("syncing"):
-                for folder in (data / "segments").iterdir():
-                    files.sync_folder(folder)
-        else:
-            files.make_folder(target.parent, 0o700)
-        if copied(source / place, target, incoming) != entries[place]:
-            raise TamperedDataError(f"backup: {place} does not match its digest")
-        progress(done_bytes := done_bytes + entries[place].length_bytes, all_bytes)
-    files.sync_folder(data)

@@ -1,4 +1,4 @@
-"""The list of what belongs to a backup, `backup.json`, and files copied with their digests.
+"""The list of what belongs to a backup, `backup.json`.
 
     {"files": {place: {"bytes": n, "sha256": hex}}, "format": 1, "made_s": Unix time, "sha256": hex}
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from typing import Any
 
 from he_engine.errors import FormatVersionError, NotFound, TamperedDataError
 from he_server import files
-from he_server.files import NewFile, PlainFile
+from he_server.files import NewFile
 
 FORMAT = 1
-CATALOGUE, LIST = "catalogue.sqlite", "backup.json"
+CATALOGUE, LIST, LOCK = "catalogue.sqlite", "backup.json", "backup.lock"
 PLACE = re.compile(r"catalogue\.sqlite|segments/[0-9a-f]{32}/[0-9a-f]{64}(\.[1-9][0-9]{0,9})?")
-COPY_BYTES = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,40 +56,32 @@ def read_list(backup: Path) -> dict[str, Entry]:
             content = json.loads(path.read_bytes())
         if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
             raise TamperedDataError("backup: backup.json does not match its digest")
-        if content["format"] != FORMAT:
+        if type(content["format"]) is not int or content["format"] != FORMAT:
             raise FormatVersionError(f"backup: got format version {content['format']!r}, expected {FORMAT}")
-        entries = {place: Entry(int(of["bytes"]), str(of["sha256"])) for place, of in content["files"].items()}
+        entries = {place: _entry(of) for place, of in content["files"].items()}
+        made_s = content["made_s"]
+        right = type(made_s) in (int, float) and -math.inf < made_s < math.inf
+        right = right and content.keys() == {"files", "format", "made_s"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise TamperedDataError("backup: backup.json has another form than expected") from None
-    if CATALOGUE not in entries or not all(PLACE.fullmatch(place) for place in entries):
-        raise TamperedDataError("backup: backup.json has another form than expected")
+        raise _other_form() from None
+    if not right or CATALOGUE not in entries or not all(PLACE.fullmatch(place) for place in entries):
+        raise _other_form()
     return entries
+
+
+def _entry(of: Mapping[str, Any]) -> Entry:
+    """Raises ValueError, KeyError, TypeError, AttributeError."""
+    length_bytes, sha256 = of["bytes"], of["sha256"]
+    if of.keys() != {"bytes", "sha256"} or type(length_bytes) is not int or not 0 <= length_bytes < 1 << 63:
+        raise ValueError
+    if not _SHA256.fullmatch(sha256):
+        raise ValueError
+    return Entry(length_bytes, sha256)
+
+
+def _other_form() -> TamperedDataError:
+    return TamperedDataError("backup: backup.json has another form than expected")
 
 
 def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def copied(source: Path, target: Path, incoming: Path) -> Entry:
-    """A copy, synced, under its name; the name is durable when its folder is synced."""
-    digest, file = hashlib.sha256(), PlainFile(source)
-    length_bytes = file.size_bytes()
-    with NewFile(incoming) as new, file.opened() as read_into:
-        buffer = memoryview(bytearray(COPY_BYTES))
-        for start in range(0, length_bytes, COPY_BYTES):
-            chunk = buffer[: min(COPY_BYTES, length_bytes - start)]
-            read_into(start, chunk)
-            digest.update(chunk)
-            new.append(chunk)
-        new.sync()
-        new.publish(target)
-    return Entry(length_bytes, digest.hexdigest())
-
-
-def entry_of(path: Path) -> Entry:
-    """Of a file as it is."""
-    digest, file = hashlib.sha256(), PlainFile(path)
-    length_bytes = file.size_bytes()
-    for start in range(0, length_bytes, COPY_BYTES):
-        digest.update(file.read(start, min(COPY_BYTES, length_bytes - start)))
-    return Entry(length_bytes, digest.hexdigest())

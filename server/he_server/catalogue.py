@@ -162,21 +162,30 @@ class Catalogue:
 
     def _seal(self, kek: KeyProvider) -> None:
         """From now on the folder is sealed; files of segments follow (he_server.rekey)."""
+        self._seal_anew(kek, {c: state.with_new_key(time.time()) for c, state in self._states.items()})
+
+    def replace_folder_key(self, kek: KeyProvider) -> None:
+        """A new one, under `kek`, for every row; data keys stay. Before anybody else uses this. Raises Unavailable,
+        LimitExceeded, ReadOnlyError; then all is as before, and this is to be closed."""
+        self._seal_anew(kek, self._states)
+
+    def _seal_anew(self, kek: KeyProvider, states: dict[bytes, State]) -> None:
         secret = secrets.token_bytes(KEY_BYTES)
         wrapped = _wrapped(kek, secret)
         manifests = {collection_id: self._manifest(state) for collection_id, state in self._states.items()}
+        previous = self._key
         with self._db.transaction() as db:
             db.execute("UPDATE folder SET wrapped_key = ?", (wrapped,))
             self._key = RootKey(secret)
             try:
-                for collection_id, unsealed in self._states.items():
-                    state = self._states[collection_id] = unsealed.with_new_key(time.time())
+                for collection_id, state in states.items():
+                    self._states[collection_id] = state
                     self._write_state(db, state)
                     self._write_manifest(db, state, manifests[collection_id])
                     for segment, touched_s in self._segments[collection_id].values():
                         self._write_segment(db, segment, touched_s)
             except BaseException:
-                self._key = None
+                self._key = previous
                 raise
 
     @property

@@ -5,6 +5,8 @@
     incoming/*.part                      segments on their way; removed at every start
     segments/COLLECTION_ID/SEGMENT_ID    he_server.segment_file; both ids in hexadecimal
     segments/COLLECTION_ID/SEGMENT_ID.G  he_server.sealed_file, under the data key of generation G
+    catalogue.sqlite.new                 of he_server.fsck_repair; removed at every start, as are its -wal and -shm
+    backing-up-*                         he_server.links; those of backups that died are removed at every start
 
 No name in it comes from a client, and all of it is readable by its owner alone.
 """
@@ -14,13 +16,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from he_engine.errors import TamperedDataError, Unavailable
+from he_engine.errors import InvalidInput, TamperedDataError, Unavailable
 from he_server import files
+from he_server.backup_list import LIST, LOCK
 from he_server.catalogue_rows import FileId
+from he_server.links import leftover_links
 from he_server.pins import Pins
 
 
@@ -30,14 +35,27 @@ def place(segments: Path, file_id: FileId) -> Path:
     return segments / collection_id.hex() / (segment_id.hex() + (f".{generation}" if generation else ""))
 
 
+def require_no_backup(root: Path) -> None:
+    """Raises InvalidInput for a backup: what changes one makes it useless."""
+    if (root / LIST).exists() or (root / LOCK).exists():
+        raise InvalidInput("data folder: this is a backup; `hesearch restore` makes a data folder of it")
+
+
+def unfinished_catalogues(root: Path) -> list[Path]:
+    """What a repair that was killed left of a new one."""
+    return sorted(root.glob("catalogue.sqlite.new*"))
+
+
 class Folder:
-    """Locked while it is open. Raises Unavailable if another server has it open, or it cannot be made."""
+    """Locked while it is open. Raises Unavailable if another server has it open, or it cannot be made; InvalidInput if
+    it is a backup."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.incoming = root / "incoming"
         self.segments = root / "segments"
         self.catalogue = root / "catalogue.sqlite"
+        require_no_backup(root)
         with files.storage_errors("making the data folder"):
             for path in (root, self.incoming, self.segments):
                 files.make_folder(path, 0o700)
@@ -89,10 +107,12 @@ class Folder:
             files.sync_folder(self.root)
 
     def clean_incoming(self) -> None:
-        """Removes what was on its way when a server died."""
+        """Removes what was on its way when a server, a repair or a backup died."""
         with files.storage_errors("cleaning the data folder"):
-            for path in self.incoming.iterdir():
+            for path in (*self.incoming.iterdir(), *unfinished_catalogues(self.root)):
                 files.remove(path)
+            for links in leftover_links(self.root):
+                shutil.rmtree(links, ignore_errors=True)
 
     def forget(self, collection_id: bytes) -> None:
         """The collection was dropped: its folder goes, now if it is empty."""

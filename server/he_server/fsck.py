@@ -4,7 +4,8 @@
 files without a row) is no damage; the next server removes it. With `repair`:
 
     leftovers                 removed; where the catalogue is damaged, files without a row are put aside instead
-    a damaged segment file    fetched from `source`, or put aside, so that sending the segment again makes it whole
+    a damaged segment file    fetched from `source`; where that has none, a live one stays, so that a client's `hesearch
+                              repair` reads what is sound of it, and one that no manifest names is put aside
     a damaged catalogue       put aside, and made anew of all rows that can be read; a segment's row also of its file
 
 Aside is `damaged/TIME/` in the data folder: nothing that was ever acknowledged is deleted. What only a client or a
@@ -24,7 +25,7 @@ from pathlib import Path
 from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
 from he_server import files, fsck_catalogue
 from he_server.catalogue_rows import SegmentRecord
-from he_server.folder import place
+from he_server.folder import place, require_no_backup, unfinished_catalogues
 from he_server.fsck_catalogue import Rows
 from he_server.kek import KeyProvider
 from he_server.links import leftover_links
@@ -33,7 +34,7 @@ from he_server.segment_file import Description, Source, open_source, read_descri
 
 _ADVICE = (
     "`hesearch fsck --repair --from BACKUP` fetches it; without a backup, a client's `hesearch repair` keeps what "
-    "can be read of it (before `fsck --repair` puts it aside)"
+    "can be read of it"
 )
 Progress = Callable[[int], None]  #: given the bytes read since the last time
 
@@ -48,6 +49,7 @@ class Report:
     collections: int
     segments: int
     checked_bytes: int  #: of segment files
+    sealed: bool
 
     @property
     def clean(self) -> bool:
@@ -78,13 +80,16 @@ def check(
     data folder (under the same kek, or unsealed), to take segments from.
 
     Raises NotFound, Unavailable (a server has it open), InvalidInput (no kek), WrongKeyError, FormatVersionError; with
-    `repair` LimitExceeded and ReadOnlyError, too.
+    `repair` LimitExceeded and ReadOnlyError, too, and InvalidInput for a backup.
     """
-    if not root.is_dir():
-        raise NotFound("data folder: there is none")
-    if source is not None and not source.is_dir():
-        raise NotFound("source: there is no such folder")
-    with locked(root, make=repair):
+    if not (root / "catalogue.sqlite").exists() and not any((root / "segments").glob("*/*")):
+        raise NotFound("data folder: there is none, or it has no catalogue")
+    if source is not None and not (source / "catalogue.sqlite").exists():
+        raise NotFound("source: there is no such folder, or it has no catalogue")
+    if repair:
+        require_no_backup(root)
+    busy = "data folder: a server has it open; stop it, or check a backup"
+    with files.storage_errors("repairing" if repair else "checking"), locked(root, busy, make=repair):
         found, repaired = look(root, kek, progress), []
         if repair and (found.problems or found.strays or found.unfinished):
             from he_server.fsck_repair import Repair
@@ -98,12 +103,13 @@ def check(
     harmless = [*found.unfinished, *([] if found.rows.problems else found.strays)]
     leftovers = [str(path.relative_to(root)) for path in harmless]
     counts = (len(found.rows.collections), len(found.rows.segments), found.checked_bytes)
-    return Report(found.problems, repaired, leftovers, *counts)
+    return Report(found.problems, repaired, leftovers, *counts, bool(found.rows.wrapped_key))
 
 
 @contextlib.contextmanager
-def locked(root: Path, *, make: bool) -> Iterator[None]:
-    """As a server does it, but nothing is written. A folder without the file was never served; `make` makes it."""
+def locked(root: Path, busy: str, *, make: bool) -> Iterator[None]:
+    """As a server does it, but nothing is written. A folder without the file was never served; `make` makes it.
+    Raises Unavailable with the text `busy` where a server has it."""
     try:
         descriptor = os.open(root / "lock", os.O_CREAT | os.O_RDWR if make else os.O_RDONLY, 0o600)
     except FileNotFoundError:
@@ -113,7 +119,7 @@ def locked(root: Path, *, make: bool) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Unavailable("data folder: a server has it open; stop it, or check a backup") from None
+            raise Unavailable(busy) from None
         yield
     finally:
         os.close(descriptor)
@@ -126,7 +132,7 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
     with files.storage_errors("looking at the data folder"):
         wanted = {place(segments, file_id) for file_id in rows.file_ids}
         strays = sorted(path for path in segments.rglob("*") if path not in wanted and not path.is_dir())
-        unfinished = sorted([*(root / "incoming").glob("*"), *leftover_links(root)])
+        unfinished = sorted([*(root / "incoming").glob("*"), *unfinished_catalogues(root), *leftover_links(root)])
         if strays and not (catalogue.exists() and catalogue.stat().st_size):
             rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
     found = Findings(rows, list(rows.problems), strays, unfinished)

@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +66,21 @@ class Rows:
 def read(catalogue: Path, kek: KeyProvider | None) -> Rows:
     """Raises FormatVersionError for another program's file or a newer version's; InvalidInput or WrongKeyError where
     `kek` is not what opens it; Unavailable."""
+
+    def key_of(wrapped: bytes) -> RootKey:
+        if kek is None:
+            raise InvalidInput("kek: this data folder is sealed; give the key-encryption key that opens it (--kek)")
+        return RootKey(kek.unwrap(wrapped, FOLDER_KEY_CONTEXT))
+
+    return _read_copy(catalogue, key_of)
+
+
+def read_without_key(catalogue: Path) -> Rows:
+    """All of one that is not sealed; of a sealed one its structure alone. Raises FormatVersionError, Unavailable."""
+    return _read_copy(catalogue, lambda _: None)
+
+
+def _read_copy(catalogue: Path, key_of: Callable[[bytes], RootKey | None]) -> Rows:
     if not catalogue.exists() or not catalogue.stat().st_size:
         return Rows()
     with tempfile.TemporaryDirectory(prefix="hesearch-fsck-") as folder:
@@ -80,7 +95,7 @@ def read(catalogue: Path, kek: KeyProvider | None) -> Rows:
             if version == catalogue_v1.SCHEMA_VERSION:
                 Catalogue(copy).close()
             with contextlib.closing(sqlite3.connect(copy)) as db:
-                _read(db, kek, rows)
+                _read(db, key_of, rows)
         except (*DAMAGE, TamperedDataError) as error:
             rows.problems.append(f"catalogue: the file is damaged ({error})")
         return rows
@@ -96,7 +111,7 @@ def _version(db: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _read(db: sqlite3.Connection, kek: KeyProvider | None, rows: Rows) -> None:
+def _read(db: sqlite3.Connection, key_of: Callable[[bytes], RootKey | None], rows: Rows) -> None:
     if not db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]:
         return  # its making was interrupted
     try:
@@ -109,9 +124,9 @@ def _read(db: sqlite3.Connection, kek: KeyProvider | None, rows: Rows) -> None:
     if not isinstance(rows.wrapped_key, bytes):
         raise TamperedDataError("the wrapped key is not bytes")
     if rows.wrapped_key:
-        if kek is None:
-            raise InvalidInput("kek: this data folder is sealed; give the key-encryption key that opens it (--kek)")
-        rows.key = RootKey(kek.unwrap(rows.wrapped_key, FOLDER_KEY_CONTEXT))
+        rows.key = key_of(rows.wrapped_key)
+        if rows.key is None:
+            return
     for collection_id, cell, manifest in _readable(
         db, "collections", "collection_id, state, manifest", ["rowid"], rows
     ):
@@ -193,10 +208,11 @@ def rebuild(target: Path, rows: Rows, found: Iterable[tuple[SegmentRecord, float
         database.close()
 
 
-def is_sealed(catalogue: Path) -> bool:
-    """Raises as Database."""
+def wrapped_key(catalogue: Path) -> bytes:
+    """The folder key as it is wrapped; empty: the folder is not sealed. Raises as Database."""
     database = Database(catalogue)
     try:
-        return database.schema_version == SCHEMA_VERSION and bool(database.one("SELECT wrapped_key FROM folder")[0])
+        found = database.one("SELECT wrapped_key FROM folder")[0] if database.schema_version == SCHEMA_VERSION else b""
+        return bytes(found)
     finally:
         database.close()

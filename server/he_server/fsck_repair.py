@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from he_engine.errors import HesearchError, NotFound
+from he_engine.keys import length_prefixed
 from he_server import files, fsck_catalogue
-from he_server.catalogue_rows import FileId, Key, SegmentRecord, State
+from he_server.catalogue_rows import FileId, Key, SegmentRecord, State, segment_to_bytes
+from he_server.cells import close_cell
 from he_server.database import Database
 from he_server.files import NewFile, PlainFile
 from he_server.folder import place
@@ -20,7 +22,7 @@ from he_server.fsck import Findings, verify
 from he_server.fsck_catalogue import Rows
 from he_server.kek import KeyProvider
 from he_server.sealed_file import CHUNK_BYTES, NewSealedFile
-from he_server.segment_file import Source, open_source
+from he_server.segment_file import Source, open_source, read_description
 
 
 class Repair:
@@ -50,10 +52,14 @@ class Repair:
                 self.done.append(f"removed {path.relative_to(self._root)}, which no row names")
         gone = []
         for record in found.damaged:
-            if not self._restore(rows, record):
+            if self._mend_row(rows, record):
+                continue
+            if self._restore(rows, record):
+                self._mend_row(rows, record)
+            elif record.file_id[:2] not in rows.live:
                 self._put_aside(place(self._segments, record.file_id))
                 gone.append(record)
-        self._forget(rows, [record for record in gone if record.file_id[:2] not in rows.live])
+        self._forget(rows, gone)
 
     # ---- segment files ---------------------------------------------------------------------------------
     def _restore(self, rows: Rows, record: SegmentRecord) -> bool:
@@ -140,31 +146,50 @@ class Repair:
         files.sync_folder(self._aside)
 
     def _row_of_file(self, rows: Rows, key: Key) -> tuple[SegmentRecord, float]:
-        """A live segment's row, of its file; where that is not sound, either, one that no file matches."""
+        """A live segment's row, of its file's header; where that is not sound, either, one that no file matches."""
         state = rows.collections[key[0]].state
         for file_id in _file_ids(key, state):
             with contextlib.suppress(HesearchError):
-                found = verify(open_source(place(self._segments, file_id), state.key(file_id[2])))
+                found = read_description(open_source(place(self._segments, file_id), state.key(file_id[2])))
                 if (found.collection_id, found.segment_id) == key:
                     sizes = (found.blocks, found.stored_bytes, found.index_bytes)
                     return SegmentRecord(*key, *sizes, file_id[2]), time.time()
         newest = state.newest_key
         return SegmentRecord(*key, 0, 0, 0, newest.generation if newest else 0), time.time()
 
+    def _mend_row(self, rows: Rows, record: SegmentRecord) -> bool:
+        """Where its file is sound and its row says something else of it: made of nothing, while nothing could be read.
+        False: its file is not sound."""
+        state = rows.collections[record.collection_id].state
+        try:
+            found = verify(open_source(place(self._segments, record.file_id), state.key(record.generation)))
+        except HesearchError:
+            return False
+        if (found.collection_id, found.segment_id) != record.file_id[:2]:
+            return False
+        if found.parameter_digest != state.record.parameter_digest:
+            return False
+        sizes = (found.blocks, found.stored_bytes, found.index_bytes)
+        mended = SegmentRecord(*record.file_id[:2], *sizes, record.generation)
+        if mended != record:
+            key = record.file_id[:2]
+            raw = segment_to_bytes(mended, rows.segments[key][1])
+            cell = close_cell(rows.key, "segment", length_prefixed(*key), raw)
+            self._change("UPDATE segments SET cell = ? WHERE collection_id = ? AND segment_id = ?", [(cell, *key)])
+            self.done.append(f"{_label(rows, record)}: its row was made anew of its file")
+        return True
+
     def _forget(self, rows: Rows, records: list[SegmentRecord]) -> None:
         """Rows of segments that are not live and whose files are gone: their clients will send them again."""
-        if not records:
-            return
-        database = Database(self._root / "catalogue.sqlite")
-        try:
-            with database.transaction() as db:
-                db.executemany(
-                    "DELETE FROM segments WHERE collection_id = ? AND segment_id = ?",
-                    (record.file_id[:2] for record in records),
-                )
-        finally:
-            database.close()
+        if records:
+            statement = "DELETE FROM segments WHERE collection_id = ? AND segment_id = ?"
+            self._change(statement, [record.file_id[:2] for record in records])
         self.done += [f"{_label(rows, record)}: forgotten, as no manifest names it" for record in records]
+
+    def _change(self, statement: str, values: list[tuple[bytes, ...]]) -> None:
+        """In one transaction. Raises as Database."""
+        with contextlib.closing(Database(self._root / "catalogue.sqlite")) as database, database.transaction() as db:
+            db.executemany(statement, values)
 
 
 class Donor:

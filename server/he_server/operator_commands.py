@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from he_engine.errors import InvalidInput, NotFound
-from he_server.backup import Summary, backup, restore
+from he_server.backup import backup
+from he_server.backup_files import Summary
 from he_server.catalogue import Catalogue
+from he_server.folder import require_no_backup
 from he_server.fsck import check, locked
-from he_server.fsck_catalogue import is_sealed
+from he_server.fsck_catalogue import wrapped_key
 from he_server.kek import KeyProvider, new_kek_file, open_kek
 from he_server.rekey import rotate
+from he_server.restore import restore
 from he_server.store import Store
 
+_UNSEALED = "NOT SEALED: the key was not needed, and whoever has this folder reads its names and sizes without one"
 _KEK = "file:PATH, passphrase:PATH or exec:PROGRAM"
 _ROTATE_EXAMPLE = "./data --previous-kek file:/etc/hesearch/kek --kek exec:/usr/local/bin/ask-kms"
 _KEK_EXAMPLES = f"""examples:
@@ -73,7 +78,7 @@ def _add_fsck(subparsers: Any) -> None:
         subparsers, "fsck", _fsck, "check every byte of a data folder that no server has open, or of a backup",
         "./data --kek file:/etc/hesearch/kek\n"
         "  hesearch fsck ./data --kek file:/etc/hesearch/kek --repair --from ./backup\n\n"
-        "Without --from, a damaged segment file is put aside whole: let a client run `hesearch repair` before that.\n"
+        "What --from does not bring stays as it is: a client's `hesearch repair` saves what can be read of it.\n"
         "exit codes: 0 clean, 1 damage (what was repaired is no damage any more), others as `hesearch --help` says",
     )  # fmt: skip
     parser.add_argument("data", type=Path, help="the data folder, or a backup")
@@ -86,10 +91,9 @@ def _fsck(arguments: argparse.Namespace) -> int:
     if arguments.source is not None and not arguments.repair:
         raise InvalidInput("--from: it says where to repair from; give --repair, too")
     kek = open_kek(arguments.kek) if arguments.kek else None
-    if not arguments.data.is_dir():
-        raise NotFound(f"data folder {arguments.data}: there is none")
     found = check(arguments.data, kek, repair=arguments.repair, source=arguments.source)
-    lines = [f"repair: {text}" for text in found.repaired]
+    lines = [_UNSEALED] if kek and not found.sealed and (found.clean or found.collections) else []
+    lines += [f"repair: {text}" for text in found.repaired]
     lines += [f"left over: {text} (a server removes it in time, --repair now)" for text in found.leftovers]
     lines += [f"problem: {text}" for text in found.problems]
     lines.append(
@@ -104,36 +108,48 @@ def _fsck(arguments: argparse.Namespace) -> int:
 def _add_backup(subparsers: Any) -> None:
     parser = _command(
         subparsers, "backup", _backup, "copy a data folder as it is now, while a server uses it; needs no key",
-        "./data /mnt/backup/hesearch\n\nThe same target again: only what is new is copied.",
+        "./data /mnt/backup/hesearch\n\nThe same target again: what is new is copied, and what has decayed there.\n"
+        "exit codes: 0 done, 1 done, and damage was seen; others as `hesearch --help` says",
     )  # fmt: skip
     parser.add_argument("data", type=Path, help="the data folder")
     parser.add_argument("target", type=Path, help="an empty folder, a new one, or an earlier backup")
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    return _copied(arguments, backup(_data(arguments), arguments.target, _progress(arguments)), "backed up")
+    return _copied(
+        arguments, backup(_data(arguments), arguments.target, _progress(arguments)), "backed up", arguments.target
+    )
 
 
 def _add_restore(subparsers: Any) -> None:
     parser = _command(
-        subparsers, "restore", _restore, "make a data folder of a backup, every byte checked",
-        "/mnt/backup/hesearch ./data",
+        subparsers, "restore", _restore, "make a data folder of a backup, if every byte is the one that was copied",
+        "/mnt/backup/hesearch ./data\n\n"
+        "exit codes: 0 done, 1 done, and damage was seen; others as `hesearch --help` says",
     )  # fmt: skip
     parser.add_argument("backup", type=Path)
     parser.add_argument("data", type=Path, help="an empty folder, or a new one")
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    return _copied(arguments, restore(arguments.backup, arguments.data, _progress(arguments)), "restored")
+    return _copied(
+        arguments, restore(arguments.backup, arguments.data, _progress(arguments)), "restored", arguments.data
+    )
 
 
-def _copied(arguments: argparse.Namespace, done: Summary, verb: str) -> int:
-    text = (
+def _copied(arguments: argparse.Namespace, done: Summary, verb: str, checked: Path) -> int:
+    lines = [f"damaged: {text}" for text in done.damage]
+    lines.append(
         f"{verb} {done.files} files, {done.total_bytes / 1e6:.1f} MB; "
         f"{done.copied_files} of them, {done.copied_bytes / 1e6:.1f} MB, were copied"
     )
-    _report(arguments, asdict(done), text)
-    return 0
+    if done.sealed:
+        lines.append(
+            "without the key only the structure of the catalogue and the first page of each segment file were checked: "
+            f"run `hesearch fsck {checked} --kek …`"
+        )
+    _report(arguments, asdict(done), "\n".join(lines))
+    return 1 if done.damage else 0
 
 
 # ---- keys ------------------------------------------------------------------------------------------------
@@ -166,13 +182,22 @@ def _kek_new(arguments: argparse.Namespace) -> int:
 def _kek_rotate(arguments: argparse.Namespace) -> int:
     data = _data(arguments)
     kek, previous = open_kek(arguments.kek), open_kek(arguments.previous_kek)
-    with locked(data, make=True):
-        if not is_sealed(data / "catalogue.sqlite"):
+    with _stopped(data):
+        if not (before := wrapped_key(data / "catalogue.sqlite")):
             raise InvalidInput("kek: this data folder is not sealed; `hesearch rekey` with --kek seals it")
         Catalogue(data / "catalogue.sqlite", kek, previous).close()
+        rotated = wrapped_key(data / "catalogue.sqlite") != before
     text = "the folder opens with the new key-encryption key now, and with the previous one no more"
-    _report(arguments, {"rotated": str(data)}, text)
+    if not rotated:
+        text = "the folder opens with --kek already; nothing was changed, and --previous-kek was not tried"
+    _report(arguments, {"rotated": rotated}, text)
     return 0
+
+
+def _stopped(data: Path) -> contextlib.AbstractContextManager[None]:
+    """No server may start meanwhile. Raises Unavailable where one runs, InvalidInput for a backup."""
+    require_no_backup(data)
+    return locked(data, "data folder: a server has it open; stop it first", make=True)
 
 
 def _add_rekey(subparsers: Any) -> None:
@@ -183,15 +208,28 @@ def _add_rekey(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("data", type=Path, help="the data folder")
     parser.add_argument("--kek", required=True, metavar="SPEC", help=_KEK)
+    parser.add_argument(
+        "--folder-key", action="store_true", help="a new folder key, too: give a KEK that nobody else knows"
+    )
 
 
 def _rekey(arguments: argparse.Namespace) -> int:
-    written, left = rekey(_data(arguments), open_kek(arguments.kek))
+    data, kek = _data(arguments), open_kek(arguments.kek)
+    with _stopped(data):
+        if arguments.folder_key:
+            _new_folder_key(data, kek)
+    written, left = rekey(data, kek)
     text = f"wrote {written} segment files anew" + (
         f"; damaged, and left as they are: {left} (run `hesearch fsck`)" if left else ""
     )
     _report(arguments, {"written": written, "left": left}, text)
     return 1 if left else 0
+
+
+def _new_folder_key(data: Path, kek: KeyProvider) -> None:
+    """Every row of the catalogue under a new one, in one transaction. Raises as Catalogue."""
+    with contextlib.closing(Catalogue(data / "catalogue.sqlite", kek)) as catalogue:
+        catalogue.replace_folder_key(kek)
 
 
 def rekey(data: Path, kek: KeyProvider) -> tuple[int, int]:

@@ -4,9 +4,9 @@
     python -m tests.faults.run errors   EIO, ENOSPC, short writes, failed syncs: at every call
     python -m tests.faults.run kill     SIGKILL before every call, and in the middle of every write
 
-Each plays the scripts of workload.py: in a folder that is not sealed, in one that is, and in one that becomes so. What
-is asked for is in verdict.py and campaigns.py. Several may be named; their figures are added. Linux with glibc, and a C
-compiler; on one core.
+Each plays the scripts of workload.py: in a folder that is not sealed, in one that is, and in one that becomes so; and
+what operators do (copies.py). What is asked for is in verdict.py, campaigns.py and copies.py. Several may be named;
+their figures are added. Linux with glibc, and a C compiler; on one core.
 
     --seed N       of subsets, crashes and samples (default 1)
     --every N      a seeded sample: one run in N
@@ -28,13 +28,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.machine import describe, print_json
 from he_client import CollectionKey
-from tests.faults import faultio
-from tests.faults.campaigns import CAMPAIGNS, REHEARSAL
+from tests.faults import copies, faultio
+from tests.faults.campaigns import CAMPAIGNS, REHEARSAL, Run
 from tests.faults.scenes import Stage, record
 from tests.faults.verdict import Verdict
 from tests.faults.workload import Keys, Step, scripts
@@ -72,11 +73,14 @@ def play(stage: Stage, mode: str, keys: Keys, steps: list[Step], arguments: argp
         synced = faultio.Op.SYNC
         recording = replace(recording, calls=[c for c in recording.calls if c.op is not synced])
     tally.counts[f"calls recorded, {mode}"] = sum(bool(c.kind & faultio.Calls.CHANGE) for c in recording.calls)
-    runs = (
-        (what, name, run) for what in arguments.what for name, run in CAMPAIGNS[what](stage, recording, arguments.seed)
-    )
-    for what, name, run in runs:
-        name = f"{what}/{mode}/{name}"
+    for what in arguments.what:
+        sample(f"{what}/{mode}", CAMPAIGNS[what](stage, recording, arguments.seed), arguments, tally)
+
+
+def sample(prefix: str, runs: Iterable[Run], arguments: argparse.Namespace, tally: Tally) -> None:
+    """Those that were asked for."""
+    for name, run in runs:
+        name = f"{prefix}/{name}"
         if arguments.only:
             wanted = name == arguments.only
         else:
@@ -105,6 +109,12 @@ def main() -> int:
                 folder = Path(scratch) / mode
                 folder.mkdir()
                 play(Stage(folder, faultio.FaultIO()), mode, keys, steps, arguments, tally)
+        if ("/copies/" in arguments.only or not arguments.only) and not arguments.lying_disk:
+            folder = Path(scratch) / "copies"
+            folder.mkdir()
+            for what in arguments.what:
+                runs = copies.runs(what, Stage(folder, faultio.FaultIO()), arguments.seed)
+                sample(f"{what}/copies", runs, arguments, tally)
     figures = {
         "what": "; ".join(WHAT[what] for what in arguments.what),
         "runs": tally.runs,

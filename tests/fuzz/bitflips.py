@@ -4,7 +4,7 @@
 
 A flip is *detected* where the reader raises a HesearchError (in a cache: finds nothing), or fsck reports it. It has *no
 effect* where all that can be read is as before: it hit padding, or bytes that SQLite does not use. Anything else is a
-failure: other content, or another exception.
+failure: other content, or another exception. Of a backup, what can be read is the folder that is restored.
 """
 
 from __future__ import annotations
@@ -33,15 +33,20 @@ from he_client.cache import PartCache
 from he_client.keys import SealedKey
 from he_client.reseal_journal import open_journal
 from he_engine.errors import HesearchError, TamperedDataError, WrongKeyError
-from he_server.catalogue import Catalogue
+from he_server.backup import backup
+from he_server.backup_list import CATALOGUE, LIST
+from he_server.catalogue import Catalogue, CollectionRecord
 from he_server.kek import KeyProvider, open_kek
-from he_server.segment_file import open_source, read_description, read_part
+from he_server.restore import restore
+from he_server.segment_file import Description, open_source, read_description, read_part
 from he_server.store import Store
-from tests.fuzz.formats import COLLECTION, KEY, NEW_KEY, journal_bytes
-from tests.fuzz.messages import NAME, Server
+from tests.fuzz.formats import COLLECTION, KEY, NEW_KEY, PARAMETERS, journal_bytes
+from tests.fuzz.messages import ID, NAME, Server
 from tests.fuzz.run import write
 from tests.fuzz.stored import archive_bytes
 from tests.fuzz.target import scratch
+
+COLLECTIONS, SEGMENTED, MANIFEST_DIGESTS = 40, 8, 50  #: of the catalogue: how many, those with segments, bytes / 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,10 @@ class Files:
         for sealed in (False, True):
             root = self.folder / ("sealed" if sealed else "data")
             Server(root, f"file:{self._kek_file}" if sealed else "").service.close()
-            self._add_folder(root, "sealed " if sealed else "", self.kek if sealed else None)
+            prefix, kek = ("sealed ", self.kek) if sealed else ("", None)
+            _fill(root, kek)
+            self._add_folder(root, prefix, kek)
+            self._add_backup(root, prefix, kek)
         self.kinds += [self._key_file(), self._archive(), self._journal(), self._cached_part()]
 
     def __enter__(self) -> Files:
@@ -77,10 +85,10 @@ class Files:
 
     def _add_folder(self, root: Path, prefix: str, kek: KeyProvider | None) -> None:
         """Its files read alone, and as a server and fsck read them in their place."""
-        (segment,) = (root / "segments").glob("*/*")
-        state = Catalogue(root / "catalogue.sqlite", kek)
-        key = state.states()[0].key(state.segments()[0].generation)
-        state.close()
+        (segment,) = (root / "segments" / ID.hex()).iterdir()
+        catalogue = Catalogue(root / "catalogue.sqlite", kek)
+        key = catalogue.state(ID).key(1 if kek else 0)
+        catalogue.close()
 
         def read_segment(data: bytes) -> object:
             (path := self.folder / "segment").write_bytes(data)
@@ -112,6 +120,31 @@ class Files:
             data = path.read_bytes()
             self.kinds.append(Kind(name=prefix + name, data=data, read=reader))
             self.kinds.append(Kind(name=f"{prefix}{name} in its folder", data=data, read=in_place(path)))
+
+    def _add_backup(self, root: Path, prefix: str, kek: KeyProvider | None) -> None:
+        """Each of its files; what `restore` takes, fsck must find sound, and the same as before."""
+        target = self.folder / f"{prefix}backup"
+        backup(root, target)
+        (segment,) = (target / "segments" / ID.hex()).iterdir()
+
+        def in_place(path: Path) -> Callable[[bytes], object]:
+            sound = path.read_bytes()
+
+            def read(data: bytes) -> object:
+                shutil.rmtree(restored := self.folder / "restored", ignore_errors=True)
+                path.write_bytes(data)
+                try:
+                    restore(target, restored)
+                finally:
+                    path.write_bytes(sound)
+                _fsck(restored, kek)
+                return {str(p.relative_to(restored)): p.read_bytes() for p in restored.rglob("*") if p.is_file()}
+
+            return read
+
+        for path in (target / LIST, target / CATALOGUE, segment):
+            name = f"{prefix}backup, {'segment file' if path == segment else path.name}"
+            self.kinds.append(Kind(name=name, data=path.read_bytes(), read=in_place(path)))
 
     def _key_file(self) -> Kind:
         """With an Argon2id that takes no time; the rest as `CollectionKey.save` writes it."""
@@ -164,6 +197,27 @@ class Files:
             return found
 
         return Kind(name="client cache", data=path.read_bytes(), read=read)
+
+
+def _fill(root: Path, kek: KeyProvider | None) -> None:
+    """Collections and segments enough that most of the catalogue's pages are full."""
+    store = Store(root, kek=kek)
+    try:
+        for number in range(COLLECTIONS):
+            collection_id = number.to_bytes(16, "big")
+            record = CollectionRecord(f"collection {number}", collection_id, b"parameters", PARAMETERS.digest, 1)
+            store.create(record, hashlib.sha256(collection_id).digest() * MANIFEST_DIGESTS, COLLECTIONS + 1)
+            live = []
+            for part in (b"", b"x") if number < SEGMENTED else ():
+                table = [(1, len(part), hashlib.sha256(part).digest())]
+                with store.upload(Description.of(collection_id, PARAMETERS.digest, 1, table)) as upload:
+                    upload.write(part)
+                    upload.finish()
+                    upload.publish()
+                live.append(upload.segment.description.segment_id)
+            store.commit(record, 1, hashlib.sha256(record.name.encode()).digest() * MANIFEST_DIGESTS, live)
+    finally:
+        store.close()
 
 
 def _catalogue(path: Path, kek: KeyProvider | None) -> object:

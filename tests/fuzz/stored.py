@@ -1,16 +1,20 @@
-"""Parsers of what the server keeps beside segment files, of archives, and of its configuration."""
+"""Parsers of what the server keeps beside segment files, of backups, archives, and of its configuration."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
 import shutil
 import struct
+from pathlib import PurePosixPath
 
 from he_client.archive_format import MAX_BODY_BYTES, ArchivedCollection, ArchiveWriter, read_archive
 from he_engine.keys import RootKey
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.backup_list import CATALOGUE, LIST, Entry, digest, read_list, write_list
 from he_server.catalogue_rows import CollectionRecord, SegmentRecord, State, segment_from_bytes, segment_to_bytes
 from he_server.cells import close_cell, open_cell
 from he_server.config import ServerConfig
@@ -19,7 +23,7 @@ from he_server.kek import SecretKek
 from he_server.sealed_file import Envelope, NewSealedFile, SealedFile
 from he_server.segment_file import read_description, read_part
 from tests.fuzz.formats import COLLECTION, KEY, MIB, PAGE, PARAMETERS, segment_bytes
-from tests.fuzz.mutate import mutate_bytes, mutate_text
+from tests.fuzz.mutate import mutate_bytes, mutate_json, mutate_text
 from tests.fuzz.target import Target, scratch
 
 
@@ -138,6 +142,47 @@ def sealed_target() -> Target:
         mutate=mutate_bytes,
         repair=repair,
         limit_bytes=4 * MIB,
+        close=lambda: shutil.rmtree(folder),
+    )
+
+
+# ---- the list of a backup ------------------------------------------------------------------------------------
+def backup_list_target() -> Target:
+    folder = scratch()
+    (folder / "incoming").mkdir()
+    segments = {f"segments/{COLLECTION.hex()}/{number:064x}{suffix}": Entry(4096 << number, f"{number:064x}")
+                for number, suffix in ((1, ""), (2, ".1"), (3, ".4294967295"))}  # fmt: skip
+    samples = []
+    for entries in ({}, segments):
+        write_list(folder, {CATALOGUE: Entry(20480, "ab" * 32), **entries}, 1.7e9)
+        samples.append((folder / LIST).read_bytes())
+
+    def run(data: bytes) -> None:
+        (folder / LIST).write_bytes(data)
+        for place, entry in read_list(folder).items():  # nothing outside, and nothing that is no file of a data folder
+            assert PurePosixPath(place).parts[0] in (CATALOGUE, "segments") and ".." not in place
+            assert entry.length_bytes >= 0 and len(bytes.fromhex(entry.sha256)) == 32
+        taken = json.loads(data)
+        assert (
+            type(taken["format"]) is int and type(taken["made_s"]) in (int, float) and abs(taken["made_s"]) < math.inf
+        )
+
+    def repair(data: bytes) -> bytes:
+        """With the digest of what it says now."""
+        try:
+            content = json.loads(data)
+            content.pop("sha256", None)
+            return json.dumps(content | {"sha256": digest(content)}).encode()
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return data
+
+    return Target(
+        name="backup-list",
+        run=run,
+        samples=samples,
+        mutate=mutate_json,
+        repair=repair,
+        limit_bytes=2 * MIB,  # what JSON becomes
         close=lambda: shutil.rmtree(folder),
     )
 

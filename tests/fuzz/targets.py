@@ -19,6 +19,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "payload": formats.payload_target,
     "key-file": formats.key_file_target,
     "reseal-journal": formats.journal_target,
+    "backup-list": stored.backup_list_target,
     "config-file": stored.config_target,
     "vector-files": formats.vectors_target,
 }
