@@ -34,9 +34,9 @@ from he_proto import wire
 from he_proto.chunks import answer_requests, segment_requests
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
-from he_server.kek import new_kek_file
-from he_server.rekey import rotate
 from he_server.service import LocalCall, Service
+from he_server.storage.kek import new_kek_file
+from he_server.storage.rekey import rotate
 
 PARAMETERS = Parameters.choose("compact", 512)
 SEGMENT_BYTES = 64 << 20

@@ -16,7 +16,7 @@ from he_client.engines import choose_parameters, generate_state, make_engine
 from he_engine.engine import ClientEngine, IndexFile, ServerEngine
 from he_engine.keys import RootKey
 from he_engine.params import Parameters
-from he_server.answering import blocks_per_unit
+from he_server.search.answering import blocks_per_unit
 
 F64 = NDArray[np.float64]
 PIECE_ROWS = 1 << 16  #: of plaintext that is copied at a time

@@ -23,7 +23,7 @@ from jwt.algorithms import get_default_algorithms
 
 from he_engine.errors import HesearchError
 from he_proto.status import status_of
-from he_server.authentication import Authentication
+from he_server.access.authentication import Authentication
 
 CERTIFICATE_KEY = ec.generate_private_key(ec.SECP256R1())
 ISSUER, AUDIENCE = "https://issuer.example", "hesearch"

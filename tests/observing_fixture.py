@@ -17,10 +17,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-from he_server import logs
 from he_server.config import ServerConfig
-from he_server.grpc_server import GrpcServer
-from he_server.observing import Observing
+from he_server.observe import logs
+from he_server.observe.observing import Observing
+from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 from tests.server_fixture import Endpoint
 

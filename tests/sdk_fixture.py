@@ -8,7 +8,7 @@ from pathlib import Path
 
 from he_client import Client
 from he_server.config import ServerConfig
-from he_server.grpc_server import GrpcServer
+from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 
 

@@ -23,8 +23,8 @@ from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
 from he_server.config import ServerConfig
-from he_server.engines import EngineMaker
-from he_server.grpc_server import GrpcServer
+from he_server.rpc.grpc_server import GrpcServer
+from he_server.search.engines import EngineMaker
 from he_server.service import LocalCall, Service
 
 METHODS = pb.DESCRIPTOR.services_by_name["HeSearch"].methods

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from he_engine.keys import RootKey
-from he_server.catalogue import CollectionRecord
-from he_server.kek import KeyProvider, SecretKek
-from he_server.segment_file import Description, Source, read_description, read_part
-from he_server.store import Store
+from he_server.storage.catalogue import CollectionRecord
+from he_server.storage.kek import KeyProvider, SecretKek
+from he_server.storage.segment_file import Description, Source, read_description, read_part
+from he_server.storage.store import Store
 
 COLLECTION = b"c" * 16
 DIGEST = b"d" * 32

@@ -16,9 +16,9 @@ from he_client import Client
 from he_client.transport import GrpcTransport, Remote, Security
 from he_engine.errors import LimitExceeded, Overloaded
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server import answering
-from he_server.admission import Admission, Gate
 from he_server.config import ServerConfig
+from he_server.rpc.admission import Admission, Gate
+from he_server.search import answering
 from he_server.service import Service
 from tests.server_fixture import ANSWER_BYTES, BLOCK_BYTES, FakeClient, residues, running
 from tests.test_server_answering import Call, SlowEngine, _filled

@@ -21,7 +21,7 @@ from he_client import (
     NotFound,
     TamperedDataError,
 )
-from he_client.archive_format import ArchiveWriter, read_archive
+from he_client.upkeep.archive_format import ArchiveWriter, read_archive
 from he_engine.params import Parameters
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb

@@ -27,13 +27,13 @@ from he_engine.errors import (
 )
 from he_engine.keys import RootKey
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server import indexes as indexes_module
-from he_server.catalogue import CollectionRecord
-from he_server.fsck import check
-from he_server.kek import ExecKek, KeyProvider, PassphraseKek, SecretKek, new_kek_file, open_kek
-from he_server.rekey import Rotator, rotate
-from he_server.sealed_file import CHUNK_BYTES, NewSealedFile, SealedFile
-from he_server.store import Store
+from he_server.operate.fsck import check
+from he_server.storage import indexes as indexes_module
+from he_server.storage.catalogue import CollectionRecord
+from he_server.storage.kek import ExecKek, KeyProvider, PassphraseKek, SecretKek, new_kek_file, open_kek
+from he_server.storage.rekey import Rotator, rotate
+from he_server.storage.sealed_file import CHUNK_BYTES, NewSealedFile, SealedFile
+from he_server.storage.store import Store
 from tests.server_fixture import BLOCK_BYTES, FakeClient, naive_answers, residues, running
 from tests.store_fixture import COLLECTION, DIGEST, KEK, RECORD, described, made, path_of, uploaded, verify
 

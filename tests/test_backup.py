@@ -28,18 +28,18 @@ from he_engine.errors import (
     Unavailable,
     WrongKeyError,
 )
-from he_server import links
-from he_server.backup import backup
-from he_server.backup_list import digest, write_list
-from he_server.catalogue import FOLDER_KEY_CONTEXT
 from he_server.config import ServerConfig
-from he_server.fsck import check
-from he_server.fsck_catalogue import wrapped_key
-from he_server.grpc_server import GrpcServer
-from he_server.kek import KeyProvider, new_kek_file, open_kek
-from he_server.restore import restore
+from he_server.operate.backup import backup
+from he_server.operate.backup_list import digest, write_list
+from he_server.operate.fsck import check
+from he_server.operate.fsck_catalogue import wrapped_key
+from he_server.operate.restore import restore
+from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
-from he_server.store import Store
+from he_server.storage import links
+from he_server.storage.catalogue import FOLDER_KEY_CONTEXT
+from he_server.storage.kek import KeyProvider, new_kek_file, open_kek
+from he_server.storage.store import Store
 from tests.compaction_fixture import DIM, contents, make
 from tests.store_fixture import COLLECTION, KEK, made, path_of, uploaded, verify
 
@@ -378,7 +378,7 @@ def test_a_backup_that_dies_around_its_list(
         raise _Stop
 
     with monkeypatch.context() as patched:
-        patched.setattr("he_server.backup.write_list", stop)
+        patched.setattr("he_server.operate.backup.write_list", stop)
         with pytest.raises(_Stop):
             backup(data, target)
     assert len(list(target.rglob("*.new"))) == (2 if kek else 1), "the catalogue, at least"
@@ -393,7 +393,7 @@ def test_a_backup_that_dies_around_its_list(
 def test_links_of_a_backup_that_died_go(data: Path, tmp_path: Path, kek: KeyProvider | None) -> None:
     """And those of one that is being made stay."""
     script = (
-        "import os, sys; from pathlib import Path; from he_server.backup import backup\n"
+        "import os, sys; from pathlib import Path; from he_server.operate.backup import backup\n"
         "backup(Path(sys.argv[1]), Path(sys.argv[2]), lambda *_: os._exit(9))"
     )
     assert subprocess.run([sys.executable, "-c", script, data, tmp_path / "died"]).returncode == 9
@@ -674,7 +674,7 @@ def _folder_keys(root: Path, kek: KeyProvider) -> bytes:
 
 def test_an_interrupted_rekey_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is left, under the keys that it had begun with."""
-    from he_server.operator_commands import rekey
+    from he_server.operate.commands import rekey
 
     made(tmp_path, KEK, CONTENTS)
     reseal, written = Store.reseal, []

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from he_engine.errors import HesearchError, TamperedDataError
-from he_server import fsck
-from he_server.catalogue import Catalogue
+from he_server.operate import fsck
+from he_server.storage.catalogue import Catalogue
 from tests.fuzz.bitflips import Files, Kind, flip
 from tests.fuzz.messages import Server
 

@@ -20,10 +20,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from he_client import Client, transport
 from he_client.cli import main
 from he_engine.errors import AlreadyExists, InvalidInput
-from he_server import dev_certificates
-from he_server.authentication import Authentication
-from he_server.dev_certificates import DAYS, make
-from he_server.principals import Principal, from_certificate
+from he_server.access import dev_certificates
+from he_server.access.authentication import Authentication
+from he_server.access.dev_certificates import DAYS, make
+from he_server.access.principals import Principal, from_certificate
 from tests.identity_fixture import answering, shown, who
 from tests.test_server_cli import Served
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from he_client import Client, Collection, CollectionKey, Conflict, NotFound, TamperedDataError, Unavailable
-from he_client.compaction import groups
+from he_client.upkeep.compaction import groups
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.compaction_fixture import DIM, FULL_ROWS, before, contents, make, segments, shrink_segments
 from tests.conftest import unit_rows

@@ -20,8 +20,8 @@ from he_engine.errors import WrongKeyError
 from he_engine.keys import RootKey
 from he_server.config import ServerConfig
 from he_server.config_file import read_toml
-from he_server.fsck import check
-from he_server.kek import SecretKek, open_kek
+from he_server.operate.fsck import check
+from he_server.storage.kek import SecretKek, open_kek
 from tests.observing_fixture import observed
 from tests.server_fixture import FakeClient, residues, running
 from tests.store_fixture import made, path_of
@@ -45,7 +45,7 @@ def test_health_of_a_server_that_serves_and_one_that_stops(tmp_path: Path, capsy
 
 
 def test_health_of_a_server_that_is_shutting_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from he_server.grpc_server import GrpcServer
+    from he_server.rpc.grpc_server import GrpcServer
     from he_server.service import Service
 
     config = ServerConfig(data=tmp_path, listen="127.0.0.1:0", insecure=True)

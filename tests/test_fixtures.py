@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from he_client import Client, CollectionKey
-from he_server import fsck
+from he_server.operate import fsck
 from tests.fixtures.make import (
     COLLECTIONS,
     PASSPHRASE,

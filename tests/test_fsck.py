@@ -15,9 +15,9 @@ import pytest
 from he_client import Client, CollectionKey
 from he_engine.errors import InvalidInput, NotFound, Unavailable, WrongKeyError
 from he_engine.keys import RootKey
-from he_server.fsck import Report, check
-from he_server.kek import KeyProvider, SecretKek
-from he_server.store import Store
+from he_server.operate.fsck import Report, check
+from he_server.storage.kek import KeyProvider, SecretKek
+from he_server.storage.store import Store
 from tests.store_fixture import COLLECTION, KEK, RECORD, described, made, path_of, uploaded, verify
 
 DIM = 8

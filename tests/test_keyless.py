@@ -39,7 +39,7 @@ FORBIDDEN = (
     "he_engine.tenseal_client",
     "tenseal",
 )
-NEEDED = {"he_server.service", "he_server.grpc_server", "he_engine.hint_server", "he_engine.kernels._answer"}
+NEEDED = {"he_server.service", "he_server.rpc.grpc_server", "he_engine.hint_server", "he_engine.kernels._answer"}
 #: What code that encrypts or recovers is called.
 TELLTALE = re.compile(
     rb"encrypt|decrypt|(?<!un)recover|inverse|secret|ternary|binomial|noise|fingerprint", re.IGNORECASE

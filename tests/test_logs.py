@@ -17,8 +17,8 @@ import pytest
 from he_client import Client, CollectionKey
 from he_engine.errors import HesearchError, InvalidInput, NotFound
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server import logs
-from he_server.calls import Call, current
+from he_server.observe import logs
+from he_server.rpc.calls import Call, current
 from he_server.service import CallContext, Service
 from tests.conftest import unit_rows
 from tests.observing_fixture import Receiver, lines, observed

@@ -26,7 +26,7 @@ from he_client.cli import main
 from he_engine.errors import HesearchError
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
-from he_server.grpc_server import GrpcServer
+from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 from tests.conftest import unit_rows
 from tests.lying_fixture import forget_parts, lying_client

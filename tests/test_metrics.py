@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from he_engine.errors import Conflict, HesearchError, InvalidInput, MissingExtra, NotFound, Unavailable
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
-from he_server.metrics import Metrics, MetricsEndpoint
-from he_server.observing import Observing
+from he_server.observe.metrics import Metrics, MetricsEndpoint
+from he_server.observe.observing import Observing
 from tests.observing_fixture import Observed, observed
 from tests.server_fixture import ANSWER_BYTES, BLOCK_BYTES, FakeClient, residues
 
@@ -269,7 +269,7 @@ def test_addresses() -> None:
 
 
 def test_off_means_no_port_and_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "he_server.metrics", None)
+    monkeypatch.setitem(__import__("sys").modules, "he_server.observe.metrics", None)
     with observed(tmp_path, metrics="") as endpoint:
         assert endpoint.metrics_address == ""
     with pytest.raises(MissingExtra, match=r"pip install '\.\[server\]'"):

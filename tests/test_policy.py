@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from he_client.cli import main
 from he_engine.errors import InvalidInput, NotFound, PermissionDenied
-from he_server.policy import (
+from he_server.access.policy import (
     COLLECTION_ACTIONS,
     PARTS,
     SERVER_ACTIONS,
@@ -27,10 +27,10 @@ from he_server.policy import (
     Tenant,
     refusal,
 )
-from he_server.policy_files import READY_ROLES
-from he_server.principals import Principal
-from he_server.quota_table import read_quotas
-from he_server.store import Store
+from he_server.access.policy_files import READY_ROLES
+from he_server.access.principals import Principal
+from he_server.access.quota_table import read_quotas
+from he_server.storage.store import Store
 
 ACTIONS = {*COLLECTION_ACTIONS, *TENANT_ACTIONS, *SERVER_ACTIONS}
 READS = {"DescribeCollection", "ListCollections"}

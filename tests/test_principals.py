@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_engine.errors import InvalidInput, Unauthenticated
-from he_server.authentication import Authentication
-from he_server.dev_certificates import make
-from he_server.jwks import KeyFile
-from he_server.principals import LOOPBACK, Principal, certificate_uri, from_certificate
-from he_server.tokens import Tokens
+from he_server.access.authentication import Authentication
+from he_server.access.dev_certificates import make
+from he_server.access.jwks import KeyFile
+from he_server.access.principals import LOOPBACK, Principal, certificate_uri, from_certificate
+from he_server.access.tokens import Tokens
 from tests.identity_fixture import (
     AUDIENCE,
     CERTIFICATE_KEY,

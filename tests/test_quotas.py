@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_engine.errors import HesearchError, InvalidInput, QuotaExceeded, Unavailable
-from he_server import quotas as quotas_module
-from he_server.principals import Principal
-from he_server.quota_counts import EVER, Counts, Use
-from he_server.quota_table import Quota, QuotaTable, read_quotas
-from he_server.quotas import Quotas
+from he_server.access import quotas as quotas_module
+from he_server.access.principals import Principal
+from he_server.access.quota_counts import EVER, Counts, Use
+from he_server.access.quota_table import Quota, QuotaTable, read_quotas
+from he_server.access.quotas import Quotas
 
 ADA = Principal("ada", "acme", frozenset(), "token")
 BOB = Principal("bob", "acme", frozenset(), "certificate")

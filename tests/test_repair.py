@@ -21,7 +21,7 @@ from he_client import (
     TamperedDataError,
 )
 from he_client.cli import main
-from he_client.repair import Repairer
+from he_client.upkeep.repair import Repairer
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.conftest import unit_rows
 from tests.lying_fixture import lying_client
@@ -214,7 +214,7 @@ def test_segments_that_always_go_are_a_conflict(key: CollectionKey, monkeypatch:
             raise NotFound("gone")
 
         transport.lies["ReadSegmentPart"] = gone
-        monkeypatch.setattr("he_client.repair.MAX_ROUNDS", 2)
+        monkeypatch.setattr("he_client.upkeep.repair.MAX_ROUNDS", 2)
         with pytest.raises(Conflict, match="changes faster than it can be examined"):
             client.repair_collection("c", key=key)
 

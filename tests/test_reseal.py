@@ -29,7 +29,7 @@ from he_client import (
     TamperedDataError,
     WrongKeyError,
 )
-from he_client.reseal_journal import Resealed, open_journal
+from he_client.upkeep.reseal_journal import Resealed, open_journal
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.conftest import unit_rows
 from tests.lying_fixture import lying_client
@@ -396,7 +396,7 @@ def test_a_thread_that_inserts_meanwhile_is_told_or_kept(
 def test_writers_that_never_stop_end_it_with_conflict(
     keys: tuple[CollectionKey, CollectionKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("he_client.reseal.MAX_ROUNDS", 3)
+    monkeypatch.setattr("he_client.upkeep.reseal.MAX_ROUNDS", 3)
     old, new = keys
     with lying_client() as (client, transport):
         fill(client, old)

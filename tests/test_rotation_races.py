@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from he_engine.errors import Conflict, TamperedDataError
-from he_server.rekey import rotate
 from he_server.service import LocalCall
-from he_server.store import Store
+from he_server.storage.rekey import rotate
+from he_server.storage.store import Store
 from tests.server_fixture import FakeClient, naive_answers, residues, running
 from tests.store_fixture import COLLECTION, KEK, RECORD, described, made, path_of, uploaded, verify
 

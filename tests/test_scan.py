@@ -14,10 +14,10 @@ import pytest
 
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import ResidueError, Unavailable
-from he_server import answering, scan
-from he_server.answering import Piece
-from he_server.scan import RIDER_QUERIES, SHARED_QUERIES, Scan, Scans, _Call
-from he_server.segment_file import Description, StoredSegment
+from he_server.search import answering, scan
+from he_server.search.answering import Piece
+from he_server.search.scan import RIDER_QUERIES, SHARED_QUERIES, Scan, Scans, _Call
+from he_server.storage.segment_file import Description, StoredSegment
 
 BLOCK_BYTES = answering.UNIT_INDEX_BYTES  # every block is a unit
 ANSWER_BYTES = 1 << 10

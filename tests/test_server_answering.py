@@ -38,12 +38,12 @@ from he_proto import wire
 from he_proto.chunks import CHUNK_BYTES, answer_requests, segment_requests
 from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server import answering
-from he_server.answering import blocks_per_unit, units
-from he_server.engines import Engines
-from he_server.segment_file import Description, StoredSegment
+from he_server.search import answering
+from he_server.search.answering import blocks_per_unit, units
+from he_server.search.engines import Engines
+from he_server.search.warming import warm
 from he_server.service import Service
-from he_server.warming import warm
+from he_server.storage.segment_file import Description, StoredSegment
 from tests.server_fixture import BLOCK_BYTES, PARAMETERS, FakeClient, naive_answers, residues, running
 
 

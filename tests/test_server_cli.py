@@ -26,9 +26,9 @@ from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server import cli
 from he_server.config import ServerConfig
-from he_server.grpc_server import Adapter, GrpcServer
-from he_server.idle import CallWatch
-from he_server.listening import require_listenable, split_address
+from he_server.rpc.grpc_server import Adapter, GrpcServer
+from he_server.rpc.idle import CallWatch
+from he_server.rpc.listening import require_listenable, split_address
 from he_server.service import Service
 from tests.server_fixture import Endpoint, FakeClient, running
 

@@ -28,15 +28,15 @@ from he_engine.errors import (
     TamperedDataError,
     Unavailable,
 )
-from he_server import catalogue, database, files
-from he_server.catalogue_rows import FileId
 from he_server.config import ServerConfig
-from he_server.files import PlainFile
-from he_server.folder import Folder
-from he_server.kek import KeyProvider
-from he_server.pins import Pins
-from he_server.segment_file import SegmentWriter, read_description
-from he_server.store import Snapshot, Store
+from he_server.storage import catalogue, database, files
+from he_server.storage.catalogue_rows import FileId
+from he_server.storage.files import PlainFile
+from he_server.storage.folder import Folder
+from he_server.storage.kek import KeyProvider
+from he_server.storage.pins import Pins
+from he_server.storage.segment_file import SegmentWriter, read_description
+from he_server.storage.store import Snapshot, Store
 from tests.store_fixture import (
     COLLECTION,
     DIGEST,
@@ -70,7 +70,7 @@ def store(tmp_path: Path, kek: KeyProvider | None) -> Iterator[Store]:
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Store]:
-    """Files as he_server.segment_file describes them."""
+    """Files as he_server.storage.segment_file describes them."""
     store = Store(tmp_path)
     store.create(RECORD, b"sealed", 10)
     yield store

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
 from he_client import Client, transport
 from he_engine.errors import InvalidInput, Unavailable
 from he_server.config import ServerConfig
-from he_server.grpc_server import GrpcServer
+from he_server.rpc.grpc_server import GrpcServer
+from he_server.rpc.tls import Certificates
 from he_server.service import Service
-from he_server.tls import Certificates
 from tests.test_server_cli import Served
 from tests.tls_fixture import Authority, Pair
 

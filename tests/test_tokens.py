@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from he_engine.errors import HesearchError, InvalidInput, Unauthenticated, Unavailable
-from he_server import issuer as issuer_module
-from he_server.authentication import open_tokens
-from he_server.dev_certificates import make
-from he_server.issuer import Issuer
-from he_server.jwks import KeyFile, KeySet
-from he_server.principals import Principal
-from he_server.tokens import LEEWAY_S, MAX_TOKEN_BYTES, Tokens
+from he_server.access import issuer as issuer_module
+from he_server.access.authentication import open_tokens
+from he_server.access.dev_certificates import make
+from he_server.access.issuer import Issuer
+from he_server.access.jwks import KeyFile, KeySet
+from he_server.access.principals import Principal
+from he_server.access.tokens import LEEWAY_S, MAX_TOKEN_BYTES, Tokens
 from tests.identity_fixture import AUDIENCE, ISSUER, claims, encoded, jwk, key_set, signed
 
 RSA = rsa.generate_private_key(65537, 2048)

@@ -12,7 +12,7 @@ import pytest
 from he_engine.errors import InvalidInput, MissingExtra, NotFound
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
-from he_server.observing import Observing
+from he_server.observe.observing import Observing
 from tests.observing_fixture import Receiver, observed
 from tests.server_fixture import FakeClient, residues
 
@@ -94,7 +94,7 @@ def test_endpoints_that_are_none(tmp_path: Path, endpoint: str) -> None:
 
 @pytest.mark.parametrize("module", ["opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry"])
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    for name in [name for name in sys.modules if name.startswith(("opentelemetry", "he_server.tracing"))]:
+    for name in [name for name in sys.modules if name.startswith(("opentelemetry", "he_server.observe.tracing"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=r"pip install '\.\[otel\]'"):
@@ -104,7 +104,7 @@ def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mod
 def test_off_means_not_even_imported(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from he_server.config import ServerConfig\n"
-        "from he_server.observing import Observing\n"
+        "from he_server.observe.observing import Observing\n"
         "with Observing(ServerConfig(data=Path(sys.argv[1]))): pass\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('opentelemetry', 'prometheus_client')])"
     )

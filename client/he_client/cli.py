@@ -6,7 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from he_client import archive_commands, commands, health_command, maintenance_commands, plan_command
+from he_client.commands import archive as archive_commands
+from he_client.commands import common as commands
+from he_client.commands import health as health_command
+from he_client.commands import maintenance as maintenance_commands
+from he_client.commands import plan as plan_command
 from he_engine.errors import (
     AlreadyExists,
     Conflict,

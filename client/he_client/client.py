@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from he_client import archive
 from he_client.cache import PartCache
 from he_client.collection import Collection, PayloadMode, check_payload_mode
 from he_client.engines import choose_parameters, generate_state
@@ -18,11 +17,12 @@ from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
 from he_client.pins import Pins
 from he_client.rejections import Rejections
-from he_client.repair import Repairer
-from he_client.reseal import finished
 from he_client.results import ArchiveReport, CollectionInfo, RepairReport, ResealReport
 from he_client.signing import Writer, sign_writers
 from he_client.transport import GrpcTransport, Remote, Security, Transport
+from he_client.upkeep import archive
+from he_client.upkeep.repair import Repairer
+from he_client.upkeep.reseal import finished
 from he_engine.errors import InvalidInput, NotFound, WrongKeyError
 from he_engine.keys import RootKey
 from he_proto import wire
@@ -181,11 +181,11 @@ class Client:
     def export_collection(
         self, name: str, path: str | os.PathLike[str], *, progress: bool | None = None
     ) -> ArchiveReport:
-        """See he_client.archive.export_collection. No key is needed."""
+        """See he_client.upkeep.archive.export_collection. No key is needed."""
         return archive.export_collection(self._remote, name, path, progress=progress)
 
     def import_collection(self, path: str | os.PathLike[str], *, progress: bool | None = None) -> ArchiveReport:
-        """See he_client.archive.import_collection. No key is needed."""
+        """See he_client.upkeep.archive.import_collection. No key is needed."""
         return archive.import_collection(self._remote, path, progress=progress)
 
     def reseal_collection(
@@ -211,8 +211,10 @@ class Client:
     ) -> RepairReport:
         """Read all of a collection, say what of it is damaged, and with `confirm` commit what is left of it.
 
-        See he_client.repair. That a server calls rows damaged does not prove that they are: before you confirm, ask
-        whether it, or a backup, can bring them back. Raises NotFound, WrongKeyError, Conflict, Unavailable.
+        See he_client.upkeep.repair. That a server calls rows damaged does not prove that they are: before you
+        confirm, ask whether it, or a backup, can bring them back.
+
+        Raises NotFound, WrongKeyError, Conflict, Unavailable.
         """
         _require_key(key)
         remote = self._remote.of(self._describe(name).context)

@@ -13,14 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from he_client.cache import PartCache
-from he_client.compaction import Compactor
 from he_client.engines import make_engine
 from he_client.manifest import Entries, Manifest, without_rows
 from he_client.pins import Pins
 from he_client.progress import progress_bar
 from he_client.rejections import Rejections
-from he_client.repair import Repairer
-from he_client.reseal import Resealer
 from he_client.results import CompactReport, Payload, RepairReport, ResealReport, RowId, SearchReport
 from he_client.rows import check_ids, encode_payloads
 from he_client.searching import Searcher
@@ -28,6 +25,9 @@ from he_client.segments import Segment, SegmentStore, split
 from he_client.signing import Writer
 from he_client.state import MAX_REBASES, State
 from he_client.transport import Remote
+from he_client.upkeep.compaction import Compactor
+from he_client.upkeep.repair import Repairer
+from he_client.upkeep.reseal import Resealer
 from he_engine.errors import Conflict, DuplicateIdError, InvalidInput, NotFound
 from he_engine.keys import RootKey
 from he_proto import wire
@@ -199,7 +199,7 @@ class Collection:
         rejected so many answers that it may verify no more (he_client.rejections).
 
         Each group of segments is one commit, so a call that ended early, in whatever way, goes on where it stopped
-        when it is repeated. Everybody may read and write meanwhile. he_client.compaction says which segments are
+        when it is repeated. Everybody may read and write meanwhile. he_client.upkeep.compaction says which segments are
         chosen, and what memory it takes. progress: a bar on stderr; None: when that is a terminal.
         Raises TamperedDataError, Conflict, Unavailable.
         """

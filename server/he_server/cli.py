@@ -15,16 +15,16 @@ from typing import Any
 
 from he_engine.errors import HesearchError
 from he_proto.wire import FORMAT_VERSION
-from he_server import logs
 from he_server.config_file import add_flags, make_config, to_toml
-from he_server.grpc_server import GrpcServer
-from he_server.listening import require_listenable
-from he_server.observing import Observing
-from he_server.rekey import Rotator
-from he_server.reload import reload
+from he_server.observe import logs
+from he_server.observe.observing import Observing
+from he_server.rpc.grpc_server import GrpcServer
+from he_server.rpc.listening import require_listenable
+from he_server.rpc.reload import reload
+from he_server.rpc.tls import require_tls_1_3
+from he_server.search.warming import Warmer
 from he_server.service import Service
-from he_server.tls import require_tls_1_3
-from he_server.warming import Warmer
+from he_server.storage.rekey import Rotator
 
 _TEXT = "serve a folder of encrypted collections; the server holds no key and can decrypt nothing"
 _EXAMPLES = """examples:

@@ -1,6 +1,6 @@
 """The ten methods of hesearch.v1 as plain Python: protobuf messages in and out, errors raised, no network.
 
-he_server.grpc_server offers a Service on a port; a client that embeds the server calls it directly. Every
+he_server.rpc.grpc_server offers a Service on a port; a client that embeds the server calls it directly. Every
 message's format version, name, digest and lengths are checked before anything is read or computed.
 """
 
@@ -15,17 +15,17 @@ from he_engine.engine import ServerEngine
 from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, NotFound, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server import files, segment_file
-from he_server.admission import Admission
-from he_server.calls import step
-from he_server.catalogue import CollectionRecord
-from he_server.checks import Checks, chunks_after, first_header
 from he_server.config import ServerConfig
-from he_server.engines import EngineMaker, Engines, engine_maker
-from he_server.kek import open_kek
-from he_server.scan import Scans
-from he_server.segment_file import StoredSegment
-from he_server.store import Store
+from he_server.rpc.admission import Admission
+from he_server.rpc.calls import step
+from he_server.rpc.checks import Checks, chunks_after, first_header
+from he_server.search.engines import EngineMaker, Engines, engine_maker
+from he_server.search.scan import Scans
+from he_server.storage import files, segment_file
+from he_server.storage.catalogue import CollectionRecord
+from he_server.storage.kek import open_kek
+from he_server.storage.segment_file import StoredSegment
+from he_server.storage.store import Store
 
 
 class CallContext(Protocol):

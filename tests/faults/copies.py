@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 
 from he_engine.errors import HesearchError, TamperedDataError
-from he_server import fsck_catalogue
-from he_server.backup import backup
-from he_server.folder import place
-from he_server.fsck import check
-from he_server.kek import KeyProvider
-from he_server.restore import restore
-from he_server.segment_file import open_source
-from he_server.store import Store
+from he_server.operate import fsck_catalogue
+from he_server.operate.backup import backup
+from he_server.operate.fsck import check
+from he_server.operate.restore import restore
+from he_server.storage.folder import place
+from he_server.storage.kek import KeyProvider
+from he_server.storage.segment_file import open_source
+from he_server.storage.store import Store
 from tests.faults.disk import Choice, Data, Disk, Durable, Everything, Names, Subset
 from tests.faults.faultio import ERRORS, KILLS, Call, Calls, Fault, Op, read_record
 from tests.faults.forked import Died, forked

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from he_server.kek import open_kek
+from he_server.storage.kek import open_kek
 from tests.faults.workload import Keys, Model, Rows, Session, payload, vector
 
 TOLERANCE = 6e-3  #: of a score of the profile `compact`: ten standard deviations, and the rounding of rows
@@ -114,7 +114,7 @@ def examine(folder: Path, keys: Keys, allowed: Sequence[Model], verdict: Verdict
 
 def fsck(folder: Path, keys: Keys) -> list[str]:
     """Its problems."""
-    if importlib.util.find_spec("he_server.fsck") is None:
+    if importlib.util.find_spec("he_server.operate.fsck") is None:
         return []
-    report = importlib.import_module("he_server.fsck").check(folder, open_kek(keys.kek) if keys.kek else None)
+    report = importlib.import_module("he_server.operate.fsck").check(folder, open_kek(keys.kek) if keys.kek else None)
     return [] if report.clean else list(report.problems) or ["not clean"]

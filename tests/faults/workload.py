@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from he_client import Client, Collection, CollectionKey, embedded
 from he_server.config import ServerConfig
-from he_server.kek import new_kek_file
-from he_server.rekey import rotate
+from he_server.storage.kek import new_kek_file
+from he_server.storage.rekey import rotate
 
 DIM = 8
 STRIDE = 4  #: small blocks and hints: what is tested here is files, not arithmetic

@@ -28,18 +28,18 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 
 from he_client import keys
-from he_client.archive_format import read_archive
 from he_client.cache import PartCache
 from he_client.keys import SealedKey
-from he_client.reseal_journal import open_journal
+from he_client.upkeep.archive_format import read_archive
+from he_client.upkeep.reseal_journal import open_journal
 from he_engine.errors import HesearchError, TamperedDataError, WrongKeyError
-from he_server.backup import backup
-from he_server.backup_list import CATALOGUE, LIST
-from he_server.catalogue import Catalogue, CollectionRecord
-from he_server.kek import KeyProvider, open_kek
-from he_server.restore import restore
-from he_server.segment_file import Description, open_source, read_description, read_part
-from he_server.store import Store
+from he_server.operate.backup import backup
+from he_server.operate.backup_list import CATALOGUE, LIST
+from he_server.operate.restore import restore
+from he_server.storage.catalogue import Catalogue, CollectionRecord
+from he_server.storage.kek import KeyProvider, open_kek
+from he_server.storage.segment_file import Description, open_source, read_description, read_part
+from he_server.storage.store import Store
 from tests.fuzz.formats import COLLECTION, KEY, NEW_KEY, PARAMETERS, journal_bytes
 from tests.fuzz.messages import ID, NAME, Server
 from tests.fuzz.run import write
@@ -249,7 +249,7 @@ def _store(root: Path, kek: KeyProvider | None) -> object:
 def _fsck(root: Path, kek: KeyProvider | None) -> None:
     """Raises TamperedDataError where fsck finds something."""
     try:
-        fsck: Any = importlib.import_module("he_server.fsck")
+        fsck: Any = importlib.import_module("he_server.operate.fsck")
     except ModuleNotFoundError:
         return
     if not (report := fsck.check(root, kek)).clean:

@@ -18,16 +18,16 @@ from he_client.files import read_table
 from he_client.keys import FORMAT, MAX_FILE_BYTES, SealedKey
 from he_client.manifest import open_manifest, seal_manifest
 from he_client.metrics import Space
-from he_client.reseal_journal import MAX_FILE_BYTES as MAX_JOURNAL_BYTES
-from he_client.reseal_journal import Resealed, open_journal
 from he_client.rows import RowTable, check_ids, decode_payload, encode_payloads
+from he_client.upkeep.reseal_journal import MAX_FILE_BYTES as MAX_JOURNAL_BYTES
+from he_client.upkeep.reseal_journal import Resealed, open_journal
 from he_engine.errors import TamperedDataError
 from he_engine.keys import RootKey
 from he_engine.params import Parameters
 from he_engine.sealing import seal
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server.segment_file import Description, read_description, read_part
+from he_server.storage.segment_file import Description, read_description, read_part
 from tests.fuzz.mutate import mutate_bytes, mutate_json, mutate_protobuf, mutate_text
 from tests.fuzz.target import Target, scratch
 
@@ -40,7 +40,7 @@ MIB = 1 << 20
 
 # ---- the segment file ----------------------------------------------------------------------------------------
 class Memory:
-    """A file of these bytes (he_server.segment_file.Source)."""
+    """A file of these bytes (he_server.storage.segment_file.Source)."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

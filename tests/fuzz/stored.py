@@ -10,18 +10,24 @@ import shutil
 import struct
 from pathlib import PurePosixPath
 
-from he_client.archive_format import MAX_BODY_BYTES, ArchivedCollection, ArchiveWriter, read_archive
+from he_client.upkeep.archive_format import MAX_BODY_BYTES, ArchivedCollection, ArchiveWriter, read_archive
 from he_engine.keys import RootKey
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
-from he_server.backup_list import CATALOGUE, LIST, Entry, digest, read_list, write_list
-from he_server.catalogue_rows import CollectionRecord, SegmentRecord, State, segment_from_bytes, segment_to_bytes
-from he_server.cells import close_cell, open_cell
 from he_server.config import ServerConfig
 from he_server.config_file import make_config, to_toml
-from he_server.kek import SecretKek
-from he_server.sealed_file import Envelope, NewSealedFile, SealedFile
-from he_server.segment_file import read_description, read_part
+from he_server.operate.backup_list import CATALOGUE, LIST, Entry, digest, read_list, write_list
+from he_server.storage.catalogue_rows import (
+    CollectionRecord,
+    SegmentRecord,
+    State,
+    segment_from_bytes,
+    segment_to_bytes,
+)
+from he_server.storage.cells import close_cell, open_cell
+from he_server.storage.kek import SecretKek
+from he_server.storage.sealed_file import Envelope, NewSealedFile, SealedFile
+from he_server.storage.segment_file import read_description, read_part
 from tests.fuzz.formats import COLLECTION, KEY, MIB, PAGE, PARAMETERS, segment_bytes
 from tests.fuzz.mutate import mutate_bytes, mutate_json, mutate_text
 from tests.fuzz.target import Target, scratch

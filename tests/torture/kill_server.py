@@ -24,8 +24,8 @@ import numpy as np
 
 from he_client import Client, Collection, CollectionKey
 from he_engine.errors import Unavailable
-from he_server.fsck import check
-from he_server.kek import new_kek_file, open_kek
+from he_server.operate.fsck import check
+from he_server.storage.kek import new_kek_file, open_kek
 from tests.torture.moments import Moments
 from tests.torture.rows import Operation, Owner, create, small_segments
 from tests.torture.server import Server, free_port

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from he_client.argument_types import whole
+from he_client.commands.argument_types import whole
 from he_client.demo.choices import ENCODERS, QUESTIONS
 from he_engine.errors import InvalidInput
 from he_engine.params import Profile

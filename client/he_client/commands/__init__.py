@@ -1,0 +1,1 @@
+"""The subcommands of `hesearch` that run through the SDK."""

@@ -1,0 +1,1 @@
+"""What keeps a collection: compaction, a new key, archives, repair."""

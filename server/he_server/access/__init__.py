@@ -1,0 +1,1 @@
+"""Who calls, what policies let them do, and how much of it."""

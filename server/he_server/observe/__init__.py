@@ -1,0 +1,1 @@
+"""What an operator may see of a running server: metrics, traces, logs. No query, score, row id or key."""

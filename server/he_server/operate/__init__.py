@@ -1,0 +1,1 @@
+"""What an operator does beside a server: backup, restore, check, repair, keys."""

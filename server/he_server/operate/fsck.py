@@ -1,0 +1,190 @@
+"""A data folder checked byte by byte, and repaired as far as that is possible.
+
+`check` reads every row and every segment file in full and changes nothing. What a crash may leave (files on their way,
+files without a row) is no damage; the next server removes it. With `repair`:
+
+    leftovers                 removed; where the catalogue is damaged, files without a row are put aside instead
+    a damaged segment file    fetched from `source`; where that has none, a live one stays, so that a client's `hesearch
+                              repair` reads what is sound of it, and one that no manifest names is put aside
+    a damaged catalogue       put aside, and made anew of all rows that can be read; a segment's row also of its file
+
+Aside is `damaged/TIME/` in the data folder: nothing that was ever acknowledged is deleted. What only a client or a
+backup can make whole stays a problem, and its message says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
+from he_server.operate import fsck_catalogue
+from he_server.operate.fsck_catalogue import Rows
+from he_server.storage import files
+from he_server.storage.catalogue_rows import SegmentRecord
+from he_server.storage.folder import place, require_no_backup, unfinished_catalogues
+from he_server.storage.kek import KeyProvider
+from he_server.storage.links import leftover_links
+from he_server.storage.sealed_file import CHUNK_BYTES
+from he_server.storage.segment_file import Description, Source, open_source, read_description
+
+_ADVICE = (
+    "`hesearch fsck --repair --from BACKUP` fetches it; without a backup, a client's `hesearch repair` keeps what "
+    "can be read of it"
+)
+Progress = Callable[[int], None]  #: given the bytes read since the last time
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found. All texts are for the operator."""
+
+    problems: list[str]  #: what is wrong now
+    repaired: list[str]  #: what was done
+    leftovers: list[str]  #: harmless remains of a crash, by their places in the folder
+    collections: int
+    segments: int
+    checked_bytes: int  #: of segment files
+    sealed: bool
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems
+
+
+@dataclass(slots=True)
+class Findings:
+    """Of one look at a folder."""
+
+    rows: Rows
+    problems: list[str]
+    strays: list[Path]  #: files that no row names
+    unfinished: list[Path]
+    damaged: list[SegmentRecord] = field(default_factory=list)  #: their files are, or are missing
+    checked_bytes: int = 0
+
+
+def check(
+    root: Path,
+    kek: KeyProvider | None = None,
+    *,
+    repair: bool = False,
+    source: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """`root`: a data folder that no server has open, or a backup. `kek`: of a sealed one. `source`: a backup or another
+    data folder (under the same kek, or unsealed), to take segments from.
+
+    Raises NotFound, Unavailable (a server has it open), InvalidInput (no kek), WrongKeyError, FormatVersionError; with
+    `repair` LimitExceeded and ReadOnlyError, too, and InvalidInput for a backup.
+    """
+    if not (root / "catalogue.sqlite").exists() and not any((root / "segments").glob("*/*")):
+        raise NotFound("data folder: there is none, or it has no catalogue")
+    if source is not None and not (source / "catalogue.sqlite").exists():
+        raise NotFound("source: there is no such folder, or it has no catalogue")
+    if repair:
+        require_no_backup(root)
+    busy = "data folder: a server has it open; stop it, or check a backup"
+    with files.storage_errors("repairing" if repair else "checking"), locked(root, busy, make=repair):
+        found, repaired = look(root, kek, progress), []
+        if repair and (found.problems or found.strays or found.unfinished):
+            from he_server.operate.fsck_repair import Repair
+
+            repairing, lost = Repair(root, kek, source), found.rows.lost
+            if found.rows.problems and repairing.mend_catalogue(found.rows):
+                found = look(root, kek, progress)
+            repairing.mend_files(found)
+            found, repaired = look(root, kek, progress), repairing.done
+            found.problems += [text for text in lost if text not in found.problems]
+    harmless = [*found.unfinished, *([] if found.rows.problems else found.strays)]
+    leftovers = [str(path.relative_to(root)) for path in harmless]
+    counts = (len(found.rows.collections), len(found.rows.segments), found.checked_bytes)
+    return Report(found.problems, repaired, leftovers, *counts, bool(found.rows.wrapped_key))
+
+
+@contextlib.contextmanager
+def locked(root: Path, busy: str, *, make: bool) -> Iterator[None]:
+    """As a server does it, but nothing is written. A folder without the file was never served; `make` makes it.
+    Raises Unavailable with the text `busy` where a server has it."""
+    try:
+        descriptor = os.open(root / "lock", os.O_CREAT | os.O_RDWR if make else os.O_RDONLY, 0o600)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable(busy) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
+    """Everything read, nothing changed."""
+    segments, catalogue = root / "segments", root / "catalogue.sqlite"
+    rows = fsck_catalogue.read(catalogue, kek)
+    with files.storage_errors("looking at the data folder"):
+        wanted = {place(segments, file_id) for file_id in rows.file_ids}
+        strays = sorted(path for path in segments.rglob("*") if path not in wanted and not path.is_dir())
+        unfinished = sorted([*(root / "incoming").glob("*"), *unfinished_catalogues(root), *leftover_links(root)])
+        if strays and not (catalogue.exists() and catalogue.stat().st_size):
+            rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
+    found = Findings(rows, list(rows.problems), strays, unfinished)
+    for key, (record, _) in rows.segments.items():
+        try:
+            found.checked_bytes += _check_segment(segments, rows, record, progress)
+        except HesearchError as error:
+            found.damaged.append(record)
+            state = "live" if key in rows.live else "not live"
+            found.problems.append(f"{rows.label(key[0])}, segment {key[1].hex()} ({state}): {error}; {_ADVICE}")
+    return found
+
+
+def _check_segment(segments: Path, rows: Rows, record: SegmentRecord, progress: Progress) -> int:
+    """The bytes read. Raises HesearchErrors."""
+    state = rows.collections[record.collection_id].state
+    description = verify(open_source(place(segments, record.file_id), state.key(record.generation)), progress)
+    seen = SegmentRecord(
+        description.collection_id,
+        description.segment_id,
+        description.blocks,
+        description.stored_bytes,
+        description.index_bytes,
+        record.generation,
+    )
+    if seen.file_id != record.file_id:
+        raise TamperedDataError("segment file: it is another segment's")
+    if seen != record or description.parameter_digest != state.record.parameter_digest:
+        raise TamperedDataError("segment file: its row says something else of it")
+    return description.file_bytes
+
+
+def verify(source: Source, progress: Progress = lambda _: None) -> Description:
+    """Every byte of a segment file, padding too, read once and in order. Raises TamperedDataError."""
+    description = read_description(source)
+    parts = description.parts
+    digests = [hashlib.sha256() for _ in parts]
+    for start in range(0, description.file_bytes, CHUNK_BYTES):
+        chunk = memoryview(source.read(start, min(CHUNK_BYTES, description.file_bytes - start)))
+        covered = 0 if start else files.PAGE_BYTES  # of this chunk: by the header
+        padding = b""
+        for part, digest in zip(parts, digests, strict=True):
+            first, last = (min(max(at - start, 0), len(chunk)) for at in (part.offset_bytes, part.end_bytes))
+            if first < last:
+                padding += chunk[covered:first]
+                digest.update(chunk[first:last])
+                covered = last
+        if any(padding) or any(chunk[covered:]):
+            raise TamperedDataError("segment file: the padding between its parts is not zero")
+        progress(len(chunk))
+    for part, digest in zip(parts, digests, strict=True):
+        if digest.digest() != part.sha256:
+            raise TamperedDataError(f"segment file: part {part.kind} does not match its digest")
+    return description

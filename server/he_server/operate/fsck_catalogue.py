@@ -1,0 +1,218 @@
+"""What can be read of a catalogue, damaged or not, and a new one made of it.
+
+It is read from a copy (with the log of a server that was killed), so the file itself stays as it is; a copy of schema
+version 1 is brought to version 2 first. Rows are taken one by one, from both ends of each table where a page between is
+damaged; a row counts if its cells open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, TamperedDataError
+from he_engine.keys import RootKey, length_prefixed
+from he_server.storage import catalogue_v1
+from he_server.storage.catalogue import FOLDER_KEY_CONTEXT, SCHEMA_VERSION, Catalogue
+from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_from_bytes, segment_to_bytes
+from he_server.storage.cells import close_cell, open_cell
+from he_server.storage.database import APPLICATION_ID, Database
+from he_server.storage.files import storage_errors
+from he_server.storage.kek import KeyProvider
+
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)  #: the latter: a message of SQLite that quotes damaged text
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRow:
+    """A sound row, and its cells as they are."""
+
+    state: State
+    cell: bytes
+    manifest: bytes
+
+
+@dataclass(slots=True)
+class Rows:
+    """All that is sound, and what is not."""
+
+    wrapped_key: bytes = b""
+    key: RootKey | None = None
+    collections: dict[bytes, CollectionRow] = field(default_factory=dict)
+    segments: dict[Key, tuple[SegmentRecord, float]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  #: those of them that no rebuilding mends
+    rowless: list[Key] = field(default_factory=list)  #: live segments without a sound row
+
+    def label(self, collection_id: bytes) -> str:
+        """For messages."""
+        row = self.collections.get(collection_id)
+        return f"collection {row.state.record.name!r}" if row else f"collection {collection_id.hex()}"
+
+    @property
+    def live(self) -> set[Key]:
+        return {(c, segment_id) for c, row in self.collections.items() for segment_id in row.state.live}
+
+    @property
+    def file_ids(self) -> list[FileId]:
+        return [record.file_id for record, _ in self.segments.values()]
+
+
+def read(catalogue: Path, kek: KeyProvider | None) -> Rows:
+    """Raises FormatVersionError for another program's file or a newer version's; InvalidInput or WrongKeyError where
+    `kek` is not what opens it; Unavailable."""
+
+    def key_of(wrapped: bytes) -> RootKey:
+        if kek is None:
+            raise InvalidInput("kek: this data folder is sealed; give the key-encryption key that opens it (--kek)")
+        return RootKey(kek.unwrap(wrapped, FOLDER_KEY_CONTEXT))
+
+    return _read_copy(catalogue, key_of)
+
+
+def read_without_key(catalogue: Path) -> Rows:
+    """All of one that is not sealed; of a sealed one its structure alone. Raises FormatVersionError, Unavailable."""
+    return _read_copy(catalogue, lambda _: None)
+
+
+def _read_copy(catalogue: Path, key_of: Callable[[bytes], RootKey | None]) -> Rows:
+    if not catalogue.exists() or not catalogue.stat().st_size:
+        return Rows()
+    with tempfile.TemporaryDirectory(prefix="hesearch-fsck-") as folder:
+        copy = Path(folder) / catalogue.name
+        for suffix in ("", "-wal"):
+            with storage_errors("reading the catalogue"), contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{catalogue}{suffix}", f"{copy}{suffix}")
+        rows = Rows()
+        try:
+            with contextlib.closing(sqlite3.connect(copy)) as db:
+                version = _version(db)
+            if version == catalogue_v1.SCHEMA_VERSION:
+                Catalogue(copy).close()
+            with contextlib.closing(sqlite3.connect(copy)) as db:
+                _read(db, key_of, rows)
+        except (*DAMAGE, TamperedDataError) as error:
+            rows.problems.append(f"catalogue: the file is damaged ({error})")
+        return rows
+
+
+def _version(db: sqlite3.Connection) -> int:
+    application, version = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
+    objects = db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]
+    if application != APPLICATION_ID and (application or objects):
+        raise FormatVersionError("catalogue: this SQLite file is not one of ours")
+    if objects and version not in (catalogue_v1.SCHEMA_VERSION, SCHEMA_VERSION):
+        raise FormatVersionError(f"catalogue: got schema version {version}, expected {SCHEMA_VERSION}")
+    return int(version)
+
+
+def _read(db: sqlite3.Connection, key_of: Callable[[bytes], RootKey | None], rows: Rows) -> None:
+    if not db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]:
+        return  # its making was interrupted
+    try:
+        found = [text for (text,) in db.execute("PRAGMA integrity_check(10)")]
+    except DAMAGE as error:
+        found = [str(error)]
+    if found != ["ok"]:
+        rows.problems += [f"catalogue: {text}" for text in found]
+    (rows.wrapped_key,) = db.execute("SELECT wrapped_key FROM folder WHERE one = 1").fetchone() or (b"",)
+    if not isinstance(rows.wrapped_key, bytes):
+        raise TamperedDataError("the wrapped key is not bytes")
+    if rows.wrapped_key:
+        rows.key = key_of(rows.wrapped_key)
+        if rows.key is None:
+            return
+    for collection_id, cell, manifest in _readable(
+        db, "collections", "collection_id, state, manifest", ["rowid"], rows
+    ):
+        _take_collection(rows, collection_id, cell, manifest)
+    homeless = 0
+    for collection_id, segment_id, cell in _readable(
+        db, "segments", "collection_id, segment_id, cell", ["collection_id", "segment_id"], rows
+    ):
+        key = (collection_id, segment_id)
+        try:
+            raw = open_cell(rows.key, "segment", length_prefixed(*key), cell)
+            found_row = segment_from_bytes(key, raw)
+        except HesearchError as error:
+            rows.problems.append(
+                f"{rows.label(collection_id)}, segment {segment_id.hex()}: its row is damaged ({error})"
+            )
+            continue
+        if collection_id in rows.collections:
+            rows.segments[key] = found_row
+        else:
+            homeless += 1
+    if homeless:
+        rows.lost.append(f"catalogue: {homeless} segments belong to collections whose rows are damaged or gone")
+    rows.problems += rows.lost
+    rows.rowless = sorted(rows.live - rows.segments.keys())
+    rows.problems += [
+        f"{rows.label(collection_id)}, segment {segment_id.hex()}: it is live and has no row"
+        for collection_id, segment_id in rows.rowless
+    ]
+
+
+def _take_collection(rows: Rows, collection_id: bytes, cell: bytes, manifest: bytes) -> None:
+    try:
+        state = State.parse(collection_id, open_cell(rows.key, "collection", collection_id, cell))
+        open_cell(rows.key, "manifest", length_prefixed(collection_id, state.record.version), manifest)
+    except HesearchError as error:
+        rows.lost.append(
+            f"collection {collection_id.hex()}: its row is damaged, and nothing else holds what it said ({error}); "
+            "restore a backup"
+        )
+        return
+    rows.collections[collection_id] = CollectionRow(state, cell, manifest)
+
+
+def _readable(
+    db: sqlite3.Connection, table: str, columns: str, order: list[str], rows: Rows
+) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Rows of three byte strings, each once."""
+    seen: set[tuple[bytes, bytes, bytes]] = set()
+    for direction in ("ASC", "DESC"):
+        order_by = ", ".join(f"{column} {direction}" for column in order)
+        try:
+            for row in db.execute(f"SELECT {columns} FROM {table} ORDER BY {order_by}"):
+                if all(isinstance(value, bytes) for value in row):
+                    seen.add(row)
+                else:
+                    rows.problems.append(f"catalogue: a row of {table} has another form than expected")
+        except DAMAGE as error:
+            rows.problems.append(f"catalogue: {table}: not every row can be read ({error})")
+    yield from sorted(seen)
+
+
+def rebuild(target: Path, rows: Rows, found: Iterable[tuple[SegmentRecord, float]]) -> None:
+    """A new catalogue, durably, of all that is sound, and of segments whose rows were not. Raises as Database."""
+    Catalogue(target).close()
+    database = Database(target)
+    try:
+        with database.transaction() as db:
+            db.execute("UPDATE folder SET wrapped_key = ?", (rows.wrapped_key,))
+            db.executemany(
+                "INSERT INTO collections VALUES (?, ?, ?)",
+                ((collection_id, row.cell, row.manifest) for collection_id, row in rows.collections.items()),
+            )
+            for record, touched_s in (*rows.segments.values(), *found):
+                key = record.file_id[:2]
+                cell = close_cell(rows.key, "segment", length_prefixed(*key), segment_to_bytes(record, touched_s))
+                db.execute("INSERT INTO segments VALUES (?, ?, ?)", (*key, cell))
+    finally:
+        database.close()
+
+
+def wrapped_key(catalogue: Path) -> bytes:
+    """The folder key as it is wrapped; empty: the folder is not sealed. Raises as Database."""
+    database = Database(catalogue)
+    try:
+        found = database.one("SELECT wrapped_key FROM folder")[0] if database.schema_version == SCHEMA_VERSION else b""
+        return bytes(found)
+    finally:
+        database.close()

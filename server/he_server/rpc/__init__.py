@@ -1,0 +1,1 @@
+"""gRPC around the service: TLS, admission, deadlines, idle connections, reloading."""

@@ -1,0 +1,1 @@
+"""Encrypted scores of a query: what is scanned, in what order, by which engine."""
