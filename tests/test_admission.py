@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Iterator
@@ -18,10 +19,21 @@ from he_engine.errors import LimitExceeded, Overloaded
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
 from he_server.rpc.admission import Admission, Gate
-from he_server.search import answering
+from he_server.search import answering, scan
 from he_server.service import Service
-from tests.server_fixture import ANSWER_BYTES, BLOCK_BYTES, FakeClient, residues, running
+from he_server.storage.segment_file import Description
+from tests.server_fixture import (
+    ANSWER_BYTES,
+    BLOCK_BYTES,
+    PARAMETERS,
+    Endpoint,
+    FakeClient,
+    FakeSegment,
+    residues,
+    running,
+)
 from tests.test_server_answering import Call, SlowEngine, _filled
+from tests.test_server_cli import Served
 
 
 def _waiting(gate: Gate, count: int) -> None:
@@ -77,6 +89,24 @@ def test_a_wait_ends_with_a_place_or_soon() -> None:
         waits.result()
     assert patient.used == 1
     assert patient._waiting == 0
+
+
+def test_what_can_be_spared_goes_to_who_needs_it() -> None:
+    gate = Gate("searches", 2, waiting=0, wait_s=0)
+    spare = [False]
+    with gate.taken(spare=lambda: spare[0]) as give_back, gate.taken():
+        with pytest.raises(Overloaded):
+            gate.refuse_if_full()
+        spare[0] = True
+        gate.refuse_if_full()
+        with gate.taken():
+            assert gate.used == 2
+            give_back()
+            with pytest.raises(Overloaded):
+                gate.refuse_if_full()
+        assert gate.used == 1
+    assert gate.used == 0
+    assert not gate._holders
 
 
 def test_nobody_overtakes_who_waits() -> None:
@@ -175,6 +205,54 @@ def test_a_message_too_large_is_not_sent_again(tmp_path: Path) -> None:
         transport.close()
 
 
+def test_a_message_waits_for_its_place(tmp_path: Path) -> None:
+    """What is refused has not been read: a crowd of large messages takes no memory."""
+    served = Served("--data", str(tmp_path), "--listen", "127.0.0.1:0", "--insecure", "--max-other-calls", "1",
+                    "--max-waiting", "0")  # fmt: skip
+    address, going = served.line().split()[-1], threading.Event()
+    endpoint = Endpoint(None, address)  # type: ignore[arg-type]
+    client = FakeClient(endpoint).create()
+    request = pb.CommitManifestRequest(
+        context=client.context, collection_id=client.collection_id, expected_version=1, sealed_manifest=bytes(15 << 20)
+    )
+
+    def never() -> Iterator[bytes]:
+        going.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        holder = channel.stream_unary("/hesearch.v1.HeSearch/ListCollections").future(never(), timeout=60)
+        with pytest.raises(Overloaded):
+            while True:  # until the other one has the place
+                client.describe()
+        before = _peak_bytes(served.process.pid)
+        assert endpoint.stub is not None
+        calls = [endpoint.stub.CommitManifest.future(request, timeout=60) for _ in range(24)]
+        assert {call.exception().code() for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert _peak_bytes(served.process.pid) - before < 24 * (15 << 20) / 3
+        going.set()
+        assert holder.exception().code() is grpc.StatusCode.INVALID_ARGUMENT
+    endpoint.close()
+    served.process.terminate()
+    served.process.communicate(timeout=60)
+
+
+def _peak_bytes(pid: int) -> int:
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(line) << 10
+
+
+def test_manifests_count_as_bytes_in_flight(tmp_path: Path) -> None:
+    with running(tmp_path, over_grpc=True, max_waiting=0) as endpoint:
+        client = FakeClient(endpoint).create()
+        inflight = endpoint.service.admission.inflight_bytes
+        with inflight.taken(inflight._limit - endpoint.service.config.max_message_bytes + 1):
+            with pytest.raises(Overloaded, match="bytes in flight"):
+                client.commit(1, [])
+            assert client.describe().version == 1
+        assert client.commit(1, []) == 2
+
+
 def test_every_call_has_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     method = Service.list_collections
@@ -208,6 +286,27 @@ def test_a_collection_is_bounded(tmp_path: Path) -> None:
 def one_block_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "_MIN_INDEX_BYTES", BLOCK_BYTES)
     monkeypatch.setattr(answering, "UNIT_INDEX_BYTES", BLOCK_BYTES)
+
+
+@pytest.mark.usefixtures("one_block_units")
+def test_a_reader_too_slow_keeps_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has taken one piece of many, and there is no room for more; others search meanwhile."""
+    monkeypatch.setattr(scan, "CALL_ANSWER_BYTES", 2 * ANSWER_BYTES)
+    monkeypatch.setattr(scan, "SLOW_S", 0.05)
+    with running(tmp_path, over_grpc=False, max_scans=1, max_waiting=0) as endpoint:
+        client = FakeClient(endpoint).create()
+        _filled(client, 40)
+        scans = endpoint.service.admission.scans
+        slow = endpoint.service.answer(iter(client.answer_requests(2, residues(client.rng, 1))), Call())
+        next(slow)
+        for _ in range(3):
+            while True:
+                with contextlib.suppress(Overloaded):
+                    assert client.answer(2, residues(client.rng, 1))
+                    break
+                threading.Event().wait(0.001)
+        assert len(list(slow)) == 39
+        assert scans.used == endpoint.service.admission.inflight_bytes.used == 0
 
 
 @pytest.mark.usefixtures("one_block_units")
@@ -246,3 +345,22 @@ def test_a_call_without_end_is_cancelled(tmp_path: Path) -> None:
         while endpoint.service.admission.scans.used:
             threading.Event().wait(0.001)
         assert engine.units <= 1 + 2, "one was taken, two were under way"
+
+
+def test_uploads_under_way_count(tmp_path: Path) -> None:
+    """Several at a time do not each take the same room."""
+    with running(tmp_path, over_grpc=False, max_collection_bytes=60_000) as endpoint:
+        client = FakeClient(endpoint).create()
+        store, record = endpoint.service.store, endpoint.service.store.find("notes")
+        first, second, third = (_description(endpoint, client.segment()) for _ in range(3))  # 25,481 bytes each
+        refused = pytest.raises(LimitExceeded, match="got 76443")
+        with store.upload(first, 60_000), store.upload(second, 60_000), refused:
+            store.upload(third, 60_000)
+        with store.upload(third, 60_000):
+            assert store.states()[0].record == record
+        assert not store._uploads
+
+
+def _description(endpoint: Endpoint, segment: FakeSegment) -> Description:
+    with endpoint.service._engines.using(PARAMETERS) as engine:
+        return endpoint.service._checks.segment(segment.header, engine)

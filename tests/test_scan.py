@@ -16,7 +16,7 @@ from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import ResidueError, Unavailable
 from he_server.search import answering, scan
 from he_server.search.answering import Piece
-from he_server.search.scan import RIDER_QUERIES, SHARED_QUERIES, Scan, Scans, _Call
+from he_server.search.scan import RIDER_QUERIES, SHARED_QUERIES, SLOW_S, Pace, Scan, Scans, _Call
 from he_server.storage.segment_file import Description, StoredSegment
 
 BLOCK_BYTES = answering.UNIT_INDEX_BYTES  # every block is a unit
@@ -150,12 +150,34 @@ def test_a_slow_reader_stops_itself_alone(monkeypatch: pytest.MonkeyPatch, pool:
     engine = GatedEngine()
     shared = make(engine, segments(50), pool)
     slow_query, fast_query = queries(0, 1), queries(1, 1)
-    slow = shared.answer(slow_query, lambda: True)
+    now_s = [0.0]
+    pace = Pace(lambda: now_s[0])
+    slow = shared.answer(slow_query, lambda: True, pace=pace)
     first = next(slow)
     wait_for(lambda: shared._workers == 0)
+    now_s[0] = SLOW_S
+    assert not pace.slow()
+    now_s[0] += 0.1
+    assert pace.slow()
     assert len(engine.calls) == 1 + 3 * pool._max_workers, "one was taken, three a thread wait"
     assert right(list(shared.answer(fast_query, lambda: True)), fast_query, [50])
     assert right([first, *slow], slow_query, [50])
+
+
+def test_only_time_without_room_counts_as_slow() -> None:
+    now_s = [0.0]
+    pace = Pace(lambda: now_s[0])
+    for _ in range(4):
+        pace.full()
+        now_s[0] += SLOW_S / 4
+        pace.full()
+        pace.room()
+        now_s[0] += 100
+        pace.room()
+    assert not pace.slow()
+    pace.full()
+    now_s[0] += 0.01
+    assert pace.slow()
 
 
 def test_who_asks_little_waits_little() -> None:
@@ -192,7 +214,7 @@ def test_nobody_starves() -> None:
     shared = Scan(GatedEngine(), segments(50), Idle(), 1, lambda s: contextlib.nullcontext(s.index))  # type: ignore[arg-type]
 
     def join(count: int) -> _Call:
-        return shared._join(queries(0, count), lambda: True)
+        return shared._join(queries(0, count), lambda: True, bool, Pace())
 
     def lacks(call: _Call) -> bool:
         return any(rider.lacks for rider in shared._riders if rider.call is call)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def test_a_taken_port_is_an_error(tmp_path: Path) -> None:
 
 
 def test_health_and_reflection(tmp_path: Path) -> None:
-    with running(tmp_path, over_grpc=True) as endpoint:
+    with running(tmp_path, over_grpc=True, reflection=True) as endpoint:
         channel = endpoint._channel
         check = health_pb2_grpc.HealthStub(channel).Check
         for service in ("", "hesearch.v1.HeSearch"):
@@ -224,6 +225,36 @@ def test_health_and_reflection(tmp_path: Path) -> None:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         (listed,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
         assert "hesearch.v1.HeSearch" in {s.name for s in listed.list_services_response.service}
+    with running(tmp_path, over_grpc=True) as endpoint, pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+        list(reflection_pb2_grpc.ServerReflectionStub(endpoint._channel).ServerReflectionInfo(iter([request])))
+
+
+def test_calls_that_last_are_few(tmp_path: Path) -> None:
+    """Who keeps hundreds of them open takes nobody's place, and health is told all the same."""
+    with running(tmp_path, over_grpc=True, reflection=True) as endpoint:
+        health, held = health_pb2_grpc.HealthStub(endpoint._channel), threading.Event()
+        reflection = reflection_pb2_grpc.ServerReflectionStub(endpoint._channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+
+        def asked() -> Iterator[Any]:
+            yield request
+            held.wait(60)
+
+        watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(100)]
+        reflections = [reflection.ServerReflectionInfo(asked(), timeout=60) for _ in range(100)]
+        for calls in (watches, reflections):
+            codes = []
+            for call in calls:
+                try:
+                    next(call)
+                except grpc.RpcError as error:
+                    codes.append(error.code())
+            assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 96
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status
+        assert FakeClient(endpoint).create().describe().version == 1
+        held.set()
+        for call in watches:
+            call.cancel()
 
 
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,10 +340,10 @@ def test_only_waits_for_the_client_are_limited(tmp_path: Path) -> None:
         client = FakeClient(endpoint).create()
         segment = client.segment()
         client.write(segment)
-        adapter: Any = Adapter(endpoint.service, watch)
+        adapter = Adapter(endpoint.service, watch)
         request = pb.ReadSegmentPartRequest(context=client.context, segment_id=segment.id, kind=pb.PART_KIND_HINT)
         context = _Context()
-        responses = adapter.ReadSegmentPart(request, context)
+        responses = adapter.handlers["ReadSegmentPart"].stream_stream(iter([request]), context)
         now += 31  # nothing has been asked for yet
         assert next(responses).chunk
         watch.look()

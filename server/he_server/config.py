@@ -40,9 +40,8 @@ class ServerConfig:
     """Where the data is, what is listened on, and the limits. Each field's doc is what `--help` and `--print-config`
     say of it. Raises InvalidInput for values that make no sense.
 
-    Health checks and reflection have threads of their own, so they are answered while all places are taken. What
-    idle_s does not bound: a client that sends a little now and then, and one that announces a call of a single
-    message and never sends it. Both hold one of the threads until their deadline or their connection ends.
+    Health checks have threads of their own, so they are answered while all places are taken. What idle_s does not
+    bound is a client that sends or takes a little now and then: it keeps its place until max_call_s.
     """
 
     data: Path = field(metadata=_setting("where", "folder of one server; made if it is not there"))
@@ -191,6 +190,9 @@ class ServerConfig:
     max_segments: int = field(default=100_000, metadata=_setting("sizes", "live segments in one manifest", least=1))
     max_collections: int = field(default=10_000, metadata=_setting("sizes", "collections in this folder", least=1))
 
+    reflection: bool = field(
+        default=False, metadata=_setting("observing", "tell callers what methods there are (gRPC reflection)")
+    )
     metrics: str = field(
         default="", metadata=_setting("observing", "host:port on which Prometheus finds the metrics; empty: none")
     )

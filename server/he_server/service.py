@@ -20,7 +20,7 @@ from he_server.rpc.admission import Admission
 from he_server.rpc.calls import step
 from he_server.rpc.checks import Checks, chunks_after, first_header
 from he_server.search.engines import EngineMaker, Engines, engine_maker
-from he_server.search.scan import Scans
+from he_server.search.scan import Pace, Scans
 from he_server.storage import files, segment_file
 from he_server.storage.catalogue import CollectionRecord
 from he_server.storage.kek import open_kek
@@ -111,8 +111,7 @@ class Service:
         if self._store.has((record.collection_id, header.segment_id)):
             response.existed = True
             return response
-        self._checks.collection(self._store.kept_bytes(record) + description.stored_bytes)
-        with self._store.upload(description) as upload:
+        with self._store.upload(description, self.config.max_collection_bytes) as upload:
             for chunk in chunks_after(requests):
                 upload.write(chunk)
             upload.finish()
@@ -199,16 +198,18 @@ class Service:
         self.admission.scans.refuse_if_full()  # and so is one that could not be computed now
         with self.admission.inflight_bytes.taken(expected_bytes):
             queries = self._received(requests, header.queries, expected_bytes)
+            pace = Pace()
             with (
                 self._engines.using(parameters) as engine,
                 self._store.snapshot(record, header.version) as snapshot,
                 self._scans.of(engine, snapshot) as scan,
                 self.admission.inflight_bytes.taken(scan.call_bytes(len(queries))),
-                self.admission.scans.taken() as computed,
+                self.admission.scans.taken(spare=pace.slow) as computed,
                 step("scan"),
             ):
                 engine.check_queries(queries)
-                for piece in scan.answer(queries, lambda: call.is_active() and not self._closing, computed):
+                active = lambda: call.is_active() and not self._closing  # noqa: E731
+                for piece in scan.answer(queries, active, computed, pace):
                     yield pb.AnswerResponse(
                         context=header.context,
                         segment_id=piece.unit.segment.description.segment_id,

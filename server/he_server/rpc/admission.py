@@ -22,27 +22,32 @@ class Gate:
     def __init__(self, what: str, limit: int, *, waiting: int, wait_s: float) -> None:
         self._what, self._limit = what, limit
         self._max_waiting, self._wait_s = waiting, wait_s
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._waiting = 0
+        self._holders: dict[object, tuple[Callable[[], None], Callable[[], bool]]] = {}  # (give back, done with it)
         self.used = 0
 
     @contextlib.contextmanager
-    def taken(self, amount: int = 1) -> Iterator[Callable[[], None]]:
-        """A block that has `amount` of it; what it gets gives that back before the block ends, if called.
+    def taken(self, amount: int = 1, spare: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], None]]:
+        """A block that has `amount` of it; what it gets gives that back before the block ends, if called. So does a
+        caller who finds nothing left, where `spare()` says that this block can spare it.
 
         More than there is altogether counts as all of it. Raises Overloaded.
         """
         amount = min(amount, self._limit)
         self._take(amount)
-        held = amount
+        held, holder = amount, object()
 
         def give_back() -> None:
             nonlocal held
             with self._changed:
                 self.used -= held
                 held = 0
+                self._holders.pop(holder, None)
                 self._changed.notify_all()
 
+        with self._changed:
+            self._holders[holder] = (give_back, spare)
         try:
             yield give_back
         finally:
@@ -50,7 +55,7 @@ class Gate:
 
     def _take(self, amount: int) -> None:
         def fits() -> bool:
-            return self.used + amount <= self._limit
+            return self.used + amount <= self._limit or (self._reclaim() and self.used + amount <= self._limit)
 
         with self._changed:
             if self._waiting or not fits():
@@ -66,8 +71,15 @@ class Gate:
     def refuse_if_full(self) -> None:
         """Raises Overloaded if nothing is free and no more callers may wait."""
         with self._changed:
-            if self.used >= self._limit:
+            if self.used >= self._limit and not self._reclaim():
                 self._refuse_if_full()
+
+    def _reclaim(self) -> bool:
+        """Whether any holder could spare what it held."""
+        can = [give_back for give_back, spare in self._holders.values() if spare()]
+        for give_back in can:
+            give_back()
+        return bool(can)
 
     def _refuse_if_full(self) -> None:
         if self._waiting >= self._max_waiting:
@@ -81,7 +93,8 @@ class Gate:
 
 class Admission:
     """The gates of one server. `place` is for every method; `inflight_bytes` and `scans` are for the one that
-    answers, and more: scans for as long as its queries are computed, however slowly they come and answers are taken.
+    answers, and more: scans for as long as its queries are computed, however slowly they come; nor does one whose
+    client takes its answers too slowly keep it from others (he_server.search.scan.Pace).
     """
 
     def __init__(self, config: ServerConfig) -> None:

@@ -66,9 +66,6 @@ class Checks:
         at_most("parameters: bytes in a query", engine.query_bytes, self._config.max_query_bytes)
         at_most("parameters: bytes in a block", engine.index_bytes_per_block, self._config.max_segment_bytes)
 
-    def collection(self, stored_bytes: int) -> None:
-        at_most("collection: bytes", stored_bytes, self._config.max_collection_bytes)
-
     def manifest(self, sealed: bytes) -> None:
         if not sealed:
             raise InvalidInput("sealed_manifest: got none")

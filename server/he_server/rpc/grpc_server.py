@@ -1,11 +1,12 @@
-"""A Service on a port: gRPC with health checking and reflection. All that knows of gRPC on the server is here, and in
-tls.
+"""A Service on a port: gRPC with health checking and, if wanted, reflection. All that knows of gRPC on the server is
+here, and in tls.
 
 Without TLS it listens on loopback only, and only when told so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,22 +15,25 @@ from typing import Any, NoReturn
 
 import grpc
 
-from he_engine.errors import MissingExtra, Unavailable
+from he_engine.errors import InvalidInput, MissingExtra, Unavailable
 from he_proto import wire
 from he_proto.status import ERROR_METADATA, status_of
 from he_proto.v1 import hesearch_pb2 as pb
-from he_proto.v1 import hesearch_pb2_grpc
 from he_server.config import ServerConfig
-from he_server.rpc.admission import Admission
+from he_server.rpc.admission import Admission, Gate
 from he_server.rpc.idle import CallWatch
 from he_server.rpc.listening import require_listenable, split_address
 from he_server.rpc.tls import Certificates
 from he_server.service import Service
 
+_Streaming = Callable[[Any, grpc.ServicerContext], Iterator[Any]]
+
 _log = logging.getLogger(__name__)
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["HeSearch"]
 _SPARE_CALLS = 8  #: beyond those that are served or wait: to check health, and to say no
+_FEW = 4  #: calls of a method whose calls may last, and is not ours
 _HANDSHAKE_S = 20
+_WITH_MANIFEST = frozenset({"CreateCollection", "CommitManifest", "ReadManifest"})  #: have messages of many MiB
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
@@ -65,7 +69,7 @@ class GrpcServer:
         require_listenable(config)
         host, _ = split_address(config.listen)
         self.certificates = Certificates(config) if config.tls_cert else None
-        calls = Admission.most_calls(config) + _SPARE_CALLS
+        calls = Admission.most_calls(config) + 2 * _FEW + _SPARE_CALLS
         self._calls = ThreadPoolExecutor(calls, thread_name_prefix="call")
         self._server = grpc.server(
             self._calls,
@@ -73,18 +77,22 @@ class GrpcServer:
             options=_options(config),
             maximum_concurrent_rpcs=calls,
         )
-        self._health = _add_extras(self._server)
+        self._watch = CallWatch(config.idle_s, config.max_call_s)
+        self._health = _add_health(self._server, self._watch)
+        if config.reflection:
+            _add_reflection(self._server, self._watch)
+        handlers = Adapter(service, self._watch).handlers
+        generic = grpc.method_handlers_generic_handler(_DESCRIPTOR.full_name, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
         try:
             if self.certificates:
                 self.port = self._server.add_secure_port(config.listen, self.certificates.credentials())
             else:
                 self.port = self._server.add_insecure_port(config.listen)
         except RuntimeError:
+            self._watch.close()
             raise Unavailable(f"listen: {config.listen} is taken, or not an address of this machine") from None
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-        register = hesearch_pb2_grpc.add_HeSearchServicer_to_server
-        self._watch = CallWatch(config.idle_s, config.max_call_s)
-        register(Adapter(service, self._watch), self._server)  # type: ignore[no-untyped-call]
         self._server.start()
 
     def stop(self, grace_s: float) -> None:
@@ -95,66 +103,117 @@ class GrpcServer:
         self._watch.close()
 
 
-def _add_extras(server: grpc.Server) -> Any:
-    """Health checking and reflection; the health servicer. Raises MissingExtra."""
+def _add_health(server: grpc.Server, watch: CallWatch) -> Any:
+    """Health checking; the servicer. Raises MissingExtra."""
     try:
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-        from grpc_reflection.v1alpha import reflection
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"{error.name} is not installed: pip install '.[server]'") from error
-    servicer = health.HealthServicer()
+        raise _missing(error) from error
+    servicer: Any = health.HealthServicer(experimental_non_blocking=False)
+    servicer.Watch = _few("Watch", servicer.Watch, watch)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     servicer.set(_DESCRIPTOR.full_name, health_pb2.HealthCheckResponse.SERVING)
-    names = (_DESCRIPTOR.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
     return servicer
 
 
+def _add_reflection(server: grpc.Server, watch: CallWatch) -> None:
+    """Raises MissingExtra."""
+    try:
+        from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    servicer: Any = reflection.ReflectionServicer((_DESCRIPTOR.full_name, reflection.SERVICE_NAME))
+    name = "ServerReflectionInfo"
+    servicer.ServerReflectionInfo = _few(name, servicer.ServerReflectionInfo, watch)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+
+
+def _few(name: str, method: _Streaming, watch: CallWatch) -> _Streaming:
+    """`method` for _FEW calls at a time, since its calls may last."""
+    gate = Gate(f"{name} calls", _FEW, waiting=0, wait_s=0)
+
+    def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        try:
+            with gate.taken(), watch.calling(context.cancel):
+                yield from method(request, context)
+            return
+        except Exception as error:
+            caught = error
+        _fail(name, caught, context)
+
+    return call
+
+
+def _missing(error: ModuleNotFoundError) -> MissingExtra:
+    return MissingExtra(f"{error.name} is not installed: pip install '.[server]'")
+
+
 class Adapter:
-    """The generated servicer's methods, each the Service's method of the same name: with a place, no longer than a
-    call may take, errors mapped."""
+    """`handlers` of all methods, each the Service's method of the same name: with a place, no longer than a call may
+    take, errors mapped.
+
+    Every method is offered as one that receives a stream, though most get one message by it: so gRPC leaves a message
+    where it is until the call has its place.
+    """
 
     def __init__(self, service: Service, watch: CallWatch) -> None:
         self._watch = watch
         self._admission = service.admission
-        for method in _DESCRIPTOR.methods:
-            name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
-            wrap = self._streaming if method.server_streaming else self._unary
-            setattr(self, method.name, wrap(method.name, method.client_streaming, getattr(service, name)))
+        self._message_bytes = service.config.max_message_bytes
+        self.handlers = {method.name: self._handler(method, service) for method in _DESCRIPTOR.methods}
+
+    def _handler(self, method: Any, service: Service) -> Any:
+        serve = getattr(service, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower())
+        types = {
+            "request_deserializer": getattr(pb, method.input_type.name).FromString,
+            "response_serializer": getattr(pb, method.output_type.name).SerializeToString,
+        }
+        if method.server_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method, serve), **types)
+        return grpc.stream_unary_rpc_method_handler(self._unary(method, serve), **types)
 
     def _unary(
-        self, name: str, receives: bool, method: Callable[[Any, Any], Any]
-    ) -> Callable[[Any, grpc.ServicerContext], Any]:
-        place = self._admission.place(name)
-
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
+        self, method: Any, serve: Callable[[Any, Any], Any]
+    ) -> Callable[[Iterator[Any], grpc.ServicerContext], Any]:
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             try:
-                with place.taken(), self._watch.calling(context.cancel):
-                    return method(self._watch.received(request, context.cancel) if receives else request, context)
+                with self._admitted(method, requests, context) as request:
+                    return serve(request, context)
             except Exception as error:
                 caught = error
-            _fail(name, caught, context)
+            _fail(method.name, caught, context)
 
         return call
 
-    def _streaming(
-        self, name: str, receives: bool, method: Callable[[Any, Any], Iterator[Any]]
-    ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
-        place = self._admission.place(name)
-
-        def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    def _streaming(self, method: Any, serve: Callable[[Any, Any], Iterator[Any]]) -> _Streaming:
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             try:
-                with place.taken(), self._watch.calling(context.cancel):
-                    requests = self._watch.received(request, context.cancel) if receives else request
-                    for response in method(requests, context):
+                with self._admitted(method, requests, context) as request:
+                    for response in serve(request, context):
                         with self._watch.waiting(context.cancel):
                             yield response
                 return
             except Exception as error:
                 caught = error
-            _fail(name, caught, context)
+            _fail(method.name, caught, context)
 
         return call
+
+    @contextlib.contextmanager
+    def _admitted(self, method: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """A block that has a place; what it gets is the request, or all of them. Raises Overloaded, InvalidInput."""
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._admission.place(method.name).taken())
+            held.enter_context(self._watch.calling(context.cancel))
+            if method.name in _WITH_MANIFEST:
+                held.enter_context(self._admission.inflight_bytes.taken(self._message_bytes))
+            received = self._watch.received(requests, context.cancel)
+            if method.client_streaming:
+                yield received
+                return
+            if (request := next(received, None)) is None:
+                raise InvalidInput("request: got none, expected a message")
+            yield request
 
 
 def _fail(name: str, error: Exception, context: grpc.ServicerContext) -> NoReturn:

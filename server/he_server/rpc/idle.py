@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class CallWatch:
@@ -61,7 +64,10 @@ class CallWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(min(self._idle_s, self._call_s) / 4):
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # a defect: the other calls must not stay for ever
+                _log.error("a call could not be cancelled", exc_info=error)
 
     def close(self) -> None:
         self._closed.set()

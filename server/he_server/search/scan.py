@@ -7,14 +7,16 @@ SHARED_QUERIES at a time, so its bytes are read from memory once for all of them
 
 A call whose client reads slowly is passed over while CALL_ANSWER_BYTES a thread of its answers wait to be taken or are
 being computed; the units that it missed are computed for it on a later round. So it slows nobody else, and a call holds
-less than that and the answers of one unit more for RIDER_QUERIES queries.
+less than that and the answers of one unit more for RIDER_QUERIES queries. Its Pace says how long it was passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -32,9 +34,30 @@ SHARED_QUERIES = 32  #: computed at a time; more share no better (docs/performan
 RIDER_QUERIES = 8
 CALL_ANSWER_BYTES = 8 << 20  #: for each thread: so many that every one may work for a lone call
 _POLL_S = 0.1  #: between looks for cancellation while units run
+SLOW_S = 1.0
 
 
 Reading = Callable[[StoredSegment], AbstractContextManager[IndexFile]]  #: Store.reading
+
+
+class Pace:
+    """How long a call was passed over because its client did not take the answers that it had. Written under the scan's
+    lock; anybody may read."""
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
+        self._before_s, self._since_s = 0.0, math.inf
+
+    def full(self) -> None:
+        self._since_s = min(self._since_s, self._clock_s())
+
+    def room(self) -> None:
+        self._before_s += max(0.0, self._clock_s() - self._since_s)
+        self._since_s = math.inf
+
+    def slow(self) -> bool:
+        """Longer than SLOW_S altogether."""
+        return self._before_s + max(0.0, self._clock_s() - self._since_s) > SLOW_S
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +70,7 @@ class _Call:
     missing: int  #: pieces that it has not been given
     uncomputed: int  #: pieces that nobody has computed
     computed: Callable[[], object]
+    pace: Pace
     pieces: deque[Piece] = field(default_factory=deque)
     held_bytes: int = 0  #: of answers that it has not taken, or that are being computed for it
     running: int = 0  #: riders of it for whom a unit is being computed
@@ -89,15 +113,19 @@ class Scan:
         self._workers = 0
 
     def answer(
-        self, queries: Sequence[Buffer], active: Callable[[], bool], computed: Callable[[], object] = bool
+        self,
+        queries: Sequence[Buffer],
+        active: Callable[[], bool],
+        computed: Callable[[], object] = bool,
+        pace: Pace | None = None,
     ) -> Iterator[Piece]:
         """Each query's answers over every block, in no promised order; `computed` is called when none is left to
-        compute, though some may be left to take.
+        compute, though some may be left to take. `pace` is kept up to date.
 
         Raises Unavailable soon after `active()` has become false, and what a unit raised. When it ends, in whatever
         way, nothing is being computed for it.
         """
-        call = self._join(queries, active, computed)
+        call = self._join(queries, active, computed, pace or Pace())
         try:
             while call.missing:
                 yield self._take(call)
@@ -113,10 +141,10 @@ class Scan:
 
     # ---- callers ---------------------------------------------------------------------------------------
     def _join(
-        self, queries: Sequence[Buffer], active: Callable[[], bool], computed: Callable[[], object] = bool
+        self, queries: Sequence[Buffer], active: Callable[[], bool], computed: Callable[[], object], pace: Pace
     ) -> _Call:
         pieces = len(queries) * len(self._units)
-        call = _Call(threading.Condition(self._lock), active, len(queries), pieces, pieces, computed)
+        call = _Call(threading.Condition(self._lock), active, len(queries), pieces, pieces, computed, pace)
         everything = (1 << len(self._units)) - 1
         with self._lock:
             call.served = self._served
@@ -137,6 +165,8 @@ class Scan:
                     piece = call.pieces.popleft()
                     call.missing -= 1
                     call.held_bytes -= len(piece.answers)
+                    if self._fits(call):
+                        call.pace.room()
                     self._wake()
                     return piece
                 call.ready.wait(_POLL_S)
@@ -159,7 +189,10 @@ class Scan:
             self._pool.submit(self._work)
 
     def _has_room(self, call: _Call) -> bool:
-        return call.held_bytes < self._threads * CALL_ANSWER_BYTES and call.active()
+        return self._fits(call) and call.active()
+
+    def _fits(self, call: _Call) -> bool:
+        return call.held_bytes < self._threads * CALL_ANSWER_BYTES
 
     def _find(self) -> int | None:
         """The next unit that somebody lacks who is still there and has room for its answers."""
@@ -230,6 +263,8 @@ class Scan:
                     call.uncomputed -= len(rider.queries)
                     if not call.uncomputed:
                         call.computed()
+                    elif not call.running and not self._fits(call):
+                        call.pace.full()
                 call.ready.notify()
 
     def _answered(self, unit: Unit, queries: Sequence[Buffer]) -> list[bytes]:

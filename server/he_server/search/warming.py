@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -13,6 +14,8 @@ from types import TracebackType
 
 from he_engine.errors import HesearchError
 from he_server.service import Service
+
+_log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.75  #: of this machine's: beyond that, what is read drives out what was read before
 
@@ -69,7 +72,11 @@ class Warmer:
         self._thread.start()
 
     def _run(self, service: Service) -> None:
-        warmth = warm(service, self._stop)
+        try:
+            warmth = warm(service, self._stop)
+        except Exception as error:  # a defect: the server serves all the same, cold
+            _log.error("indexes were not read into memory", exc_info=error)
+            return
         if warmth.index_bytes:
             print(f"hesearch serve: {warmth}", file=sys.stderr, flush=True)
 

@@ -72,6 +72,8 @@ class Rotator:
                     _log.warning("data keys: %d files were written anew under their collection's newest key", written)
             except HesearchError as error:
                 _log.error("data keys: %s", error)
+            except Exception as error:  # a defect: the next look may fare better
+                _log.error("data keys: the look for old ones failed", exc_info=error)
             self._stop.wait(_LOOK_S)
 
     def __enter__(self) -> Rotator:

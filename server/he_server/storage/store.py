@@ -17,13 +17,12 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from he_engine.engine import Buffer, IndexFile
-from he_engine.errors import Conflict, HesearchError, NotFound, ReadOnlyError, TamperedDataError
+from he_engine.errors import Conflict, HesearchError, LimitExceeded, NotFound, ReadOnlyError, TamperedDataError
 from he_server.storage import files
 from he_server.storage.catalogue import Catalogue, CollectionRecord, FileId, Key, SegmentRecord, State, Totals
 from he_server.storage.files import NewFile
@@ -71,8 +70,9 @@ class Snapshot:
 class Upload:
     """One segment on its way in. A context manager; nothing of it remains unless `publish` was called."""
 
-    def __init__(self, store: Store, description: Description, state: State) -> None:
+    def __init__(self, store: Store, description: Description, state: State, upload_id: object) -> None:
         self._store = store
+        self._id = upload_id
         self._published = False
         self._file, self.segment = store._new_file(description, state)
         try:
@@ -102,7 +102,7 @@ class Upload:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.__exit__(kind, error, trace)
-        self._store._uploaded(self.segment.key[0], self.segment.generation)
+        self._store._uploaded(self._id)
         if not self._published:
             self._store.indexes.forget(self.segment)
 
@@ -141,7 +141,7 @@ class Store:
             self._writes = threading.Lock()  # one change at a time; may be held while the disk works
             self._lock = threading.Lock()  # of what is in memory; never held while the disk works
             self._pins = Pins(self._remove, self.indexes.forget)
-            self._uploads: Counter[tuple[bytes, int]] = Counter()  # by collection and generation of the data key
+            self._uploads: dict[object, tuple[Description, int]] = {}  # and the generation of the data key
             self._segments: dict[Key, StoredSegment] = {}
             self._edition = itertools.count(1)
             self._editions: dict[bytes, int] = {}  # of a collection's files: another for each that was replaced
@@ -218,10 +218,6 @@ class Store:
     def totals(self, record: CollectionRecord) -> Totals:
         return self._catalogue.totals(record.collection_id)
 
-    def kept_bytes(self, record: CollectionRecord) -> int:
-        """Of all its segments, live or not."""
-        return self._catalogue.kept_bytes(record.collection_id)
-
     def drop(self, record: CollectionRecord) -> None:
         """Raises NotFound. Its data keys go first; its files when nobody reads them any more."""
         with self._changing():
@@ -239,27 +235,34 @@ class Store:
         with self._changing():
             return self._catalogue.touch(*key, self._clock_s())
 
-    def upload(self, description: Description) -> Upload:
-        """Begins to store a segment; now and then, those that were given up are removed first. Raises NotFound."""
+    def upload(self, description: Description, most_bytes: int = 1 << 62) -> Upload:
+        """Begins to store a segment; now and then, those that were given up are removed first. Raises NotFound, and
+        LimitExceeded if all that the collection has and is being sent would take more than `most_bytes`."""
         with self.writing():
             if abs(self._clock_s() - self._collected_s) >= self._orphan_age_s / 24:  # also where the clock was set back
                 self._collect()
             with self._lock:  # its data key stays from now on
                 state = self._catalogue.state(description.collection_id)
+                self._require_room(description, most_bytes)
                 generation = state.newest_key.generation if state.newest_key else 0
-                self._uploads[description.collection_id, generation] += 1
+                upload_id = object()
+                self._uploads[upload_id] = description, generation
             try:
-                return Upload(self, description, state)
+                return Upload(self, description, state, upload_id)
             except BaseException:
-                self._uploaded(description.collection_id, generation)
+                self._uploaded(upload_id)
                 raise
 
-    def _uploaded(self, collection_id: bytes, generation: int) -> None:
+    def _require_room(self, new: Description, most_bytes: int) -> None:
+        coming = (d.stored_bytes for d, _ in self._uploads.values() if d.collection_id == new.collection_id)
+        stored_bytes = self._catalogue.kept_bytes(new.collection_id) + sum(coming) + new.stored_bytes
+        if stored_bytes > most_bytes:
+            raise LimitExceeded(f"collection: bytes: got {stored_bytes}, and this server admits at most {most_bytes}")
+
+    def _uploaded(self, upload_id: object) -> None:
         """Or given up."""
         with self._lock:
-            self._uploads[collection_id, generation] -= 1
-            if not self._uploads[collection_id, generation]:
-                del self._uploads[collection_id, generation]
+            del self._uploads[upload_id]
 
     def _new_file(self, description: Description, state: State) -> tuple[NewFile, StoredSegment]:
         """A file for a segment, under the newest data key, and how it is to be read under its temporary name."""
@@ -433,7 +436,7 @@ class Store:
         """See Catalogue.drop_old_data_keys; those of segments on their way stay."""
         with self._changing():
             with self._lock:
-                in_use = [generation for collection, generation in self._uploads if collection == collection_id]
+                in_use = [g for description, g in self._uploads.values() if description.collection_id == collection_id]
             self._catalogue.drop_old_data_keys(collection_id, in_use)
 
     # ---- the manifest ----------------------------------------------------------------------------------
