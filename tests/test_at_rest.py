@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from he_engine.engine import IndexFile
+from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import (
     AlreadyExists,
     HesearchError,
     InvalidInput,
+    LimitExceeded,
     NotFound,
     ResidueError,
     TamperedDataError,
@@ -31,9 +32,10 @@ from he_server.operate.fsck import check
 from he_server.storage import indexes as indexes_module
 from he_server.storage.catalogue import CollectionRecord
 from he_server.storage.kek import ExecKek, KeyProvider, PassphraseKek, SecretKek, new_kek_file, open_kek
-from he_server.storage.rekey import Rotator, rotate
+from he_server.storage.rekey import rotate
 from he_server.storage.sealed_file import CHUNK_BYTES, NewSealedFile, SealedFile
 from he_server.storage.store import Store
+from he_server.storage.upkeep import Upkeep
 from tests.server_fixture import BLOCK_BYTES, FakeClient, naive_answers, residues, running
 from tests.store_fixture import COLLECTION, DIGEST, KEK, RECORD, described, made, path_of, uploaded, verify
 
@@ -425,10 +427,37 @@ def test_a_rotation_among_writers(tmp_path: Path) -> None:
     assert check(tmp_path, KEK).clean
 
 
-def test_the_rotator(tmp_path: Path) -> None:
+def test_a_rotation_goes_on_past_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not tried again in this rotation, nor is what takes as much; the next one finds it."""
+    store = Store(tmp_path, kek=KEK)
+    store.create(RECORD, b"sealed", 10)
+    sizes = (40_000, 50_000, 100, 200)
+    live = [uploaded(store, [bytes([n]) * size]) for n, size in enumerate(sizes)]
+    store.commit(RECORD, 1, b"sealed 2", live)
+    append, tried = NewSealedFile.append, list[int]()
+
+    def full(file: NewSealedFile, data: Buffer) -> None:
+        tried.append(len(memoryview(data)))
+        if tried[-1] > 10_000:
+            raise LimitExceeded("storage: no room left")
+        append(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NewSealedFile, "append", full)
+        with pytest.raises(LimitExceeded, match="no room left"):
+            rotate(store, 0.0)
+    assert sorted(_generations(tmp_path)) == [".1", ".1", ".2", ".2"]
+    assert len([size for size in tried if size > 10_000]) in (1, 2), "by which came first"
+    assert rotate(store, float("inf")) == 2
+    assert _generations(tmp_path) == [".2"] * 4
+    assert len(_live(store)) == 4
+    store.close()
+
+
+def test_upkeep(tmp_path: Path) -> None:
     made(tmp_path, None, CONTENTS)
     store = Store(tmp_path, kek=KEK)
-    with Rotator(store, 0):
+    with Upkeep(store, 0):
         pass
     assert rotate(store, float("inf")) in (0, 1, 2, 3)
     assert _generations(tmp_path) == [".1"] * 3

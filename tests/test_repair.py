@@ -119,6 +119,26 @@ def test_each_kind_of_damage_costs_what_it_must(
         again.insert([25, *lost], ROWS[[25, *lost]])  # the ids are free
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_import_of_what_is_there_heals_what_is_damaged(restart: bool, key: CollectionKey, tmp_path: Path) -> None:
+    folder, archive = tmp_path / "data", tmp_path / "archive"
+    client = Client(folder)
+    ids = fill(client, key)
+    before = hits(client.open_collection("c", key=key))
+    client.export_collection("c", archive)
+    damage(folder, ids[1], pb.PART_KIND_INDEX)
+    if restart:
+        client.close()
+        client = Client(folder)
+    client._cache = type(client._cache)(None)
+    with client:
+        assert client.repair_collection("c", key=key).damaged == 1
+        assert client.import_collection(archive).existed == 1
+        assert hits(client.open_collection("c", key=key)) == before
+        assert client.repair_collection("c", key=key).damaged == 0
+        assert client.import_collection(archive).existed == 2
+
+
 def test_unconfirmed_it_says_and_changes_nothing(key: CollectionKey, tmp_path: Path) -> None:
     with Client(tmp_path) as client:
         ids = fill(client, key)

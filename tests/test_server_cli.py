@@ -215,6 +215,17 @@ def test_a_taken_port_is_an_error(tmp_path: Path) -> None:
             GrpcServer(service)
 
 
+def test_a_taken_port_is_noticed_before_anything_is_made(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "he_server", "--data", data, "--listen", listen, "--insecure"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    said = f"hesearch serve: listen: {listen} is taken, or not an address of this machine\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert not data.exists()
+
+
 def test_health_and_reflection(tmp_path: Path) -> None:
     with running(tmp_path, over_grpc=True, reflection=True) as endpoint:
         channel = endpoint._channel

@@ -37,6 +37,7 @@ from he_server.storage.kek import KeyProvider
 from he_server.storage.pins import Pins
 from he_server.storage.segment_file import SegmentWriter, read_description
 from he_server.storage.store import Snapshot, Store
+from he_server.storage.upkeep import Upkeep
 from tests.store_fixture import (
     COLLECTION,
     DIGEST,
@@ -273,6 +274,23 @@ def test_orphans_are_collected_while_the_server_runs(tmp_path: Path, kek: KeyPro
         now += later_s
         uploaded(store, [b"%d" % now])
     assert len(looks) == 1
+    store.close()
+
+
+def test_orphans_are_collected_where_nobody_writes(tmp_path: Path, kek: KeyProvider | None) -> None:
+    """By the thread that every server has."""
+    shift_s = 0.0
+    store = Store(tmp_path, kek=kek, orphan_age_s=0.24, clock_s=lambda: time.time() + shift_s)
+    store.create(RECORD, b"sealed", 10)
+    live, orphan = (uploaded(store, [name]) for name in (b"live", b"orphan"))
+    store.commit(RECORD, 1, b"sealed 2", [live])
+    with Upkeep(store, 0):
+        shift_s = 60.0
+        deadline_s = time.monotonic() + 30
+        while path_of(tmp_path, orphan).exists():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+    assert path_of(tmp_path, live).exists()
     store.close()
 
 

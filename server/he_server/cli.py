@@ -19,12 +19,12 @@ from he_server.config_file import add_flags, make_config, to_toml
 from he_server.observe import logs
 from he_server.observe.observing import Observing
 from he_server.rpc.grpc_server import GrpcServer
-from he_server.rpc.listening import require_listenable
+from he_server.rpc.listening import require_free, require_listenable
 from he_server.rpc.reload import reload
 from he_server.rpc.tls import require_tls_1_3
 from he_server.search.warming import Warmer
 from he_server.service import Service
-from he_server.storage.rekey import Rotator
+from he_server.storage.upkeep import Upkeep
 
 _TEXT = "serve a folder of encrypted collections; the server holds no key and can decrypt nothing"
 _EXAMPLES = """examples:
@@ -90,6 +90,7 @@ def serve(arguments: argparse.Namespace) -> int:
             return 0
         logs.configure(config)
         require_listenable(config)  # before the folder is made
+        require_free(config.listen)
         if config.tls_cert:
             require_tls_1_3()
         _admit_open_files()
@@ -101,7 +102,7 @@ def serve(arguments: argparse.Namespace) -> int:
             sources = {"certificates": server.certificates.reload} if server.certificates else {}
             ready = {"listening": server.address, "format_version": FORMAT_VERSION}
             print(json.dumps(ready) if arguments.json else f"listening on {server.address}", flush=True)
-            with Warmer(service), Rotator(service.store, config.data_key_days):
+            with Warmer(service), Upkeep(service.store, config.data_key_days):
                 while next_signal() == signal.SIGHUP:
                     reload(sources)
                 server.stop(config.grace_s)

@@ -256,8 +256,8 @@ def render(folder: Path) -> str:
         "# Reliability",
         "",
         "What is done to the server and its clients, and what came of it. Written by `make torture` from the figures "
-        "of that run (hours); `make torture TORTURE=short` takes some minutes. Part of `make test` are 16 kills of the "
-        "server, 8 of a client, 15 seconds of soak, 4 restarts and 4 seconds of load. Operations, moments and faults "
+        "of that run (hours); `make torture TORTURE=short` takes some minutes. Part of `make test` are 60 kills of the "
+        "server, 60 of a client, 3 minutes of soak, 4 restarts and 4 seconds of load. Operations, moments and faults "
         "follow from the seed in each command; the machine's scheduling does not, so a failure that depends on it may "
         "take several tries to come back.",
         "",

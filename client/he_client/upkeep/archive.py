@@ -104,15 +104,15 @@ def import_collection(remote: Remote, path: str | os.PathLike[str], *, progress:
     """Make the collection of an archive: same name, id, version and key.
 
     Every byte is checked before anything is sent; nothing can be opened or searched before all of it is stored.
-    After an interruption, import again: what is there is not sent again. Raises NotFound (the file),
-    FormatVersionError, DamagedDataError (of the file), AlreadyExists where the server has another collection or
-    another version of it, LimitExceeded, Unavailable.
+    After an interruption, import again: what is there is not sent again, unless the server knows it to be damaged.
+    Raises NotFound (the file), FormatVersionError, DamagedDataError (of the file), AlreadyExists where the server has
+    another collection or another version of it, LimitExceeded, Unavailable.
     """
     with file_errors(Path(path), WHAT), Path(path).open("rb") as file:
         collection, segments = _checked(file, progress)
         remote = remote.of(collection.context)
         if _is_imported(remote, collection):
-            return _report(collection, file, existed=len(segments))
+            return _report(collection, file, existed=_send_all(remote, segments, file, progress))
         create = pb.CreateCollectionRequest(
             context=remote.context,
             collection_id=collection.collection_id,

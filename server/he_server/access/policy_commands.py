@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from he_engine.errors import AlreadyExists, InvalidInput
 from he_server.access.principals import Principal
-from he_server.operate.commands import _command, _report
+from he_server.operate.parsers import command, report
 
 if TYPE_CHECKING:
     from he_server.access.policy import Decision, Policies, Resource
@@ -23,9 +23,9 @@ def add_policy_parsers(subparsers: Any) -> None:
     verbs = subparsers.add_parser("policy", help=text, description=text).add_subparsers(
         dest="policy_command", required=True, metavar="VERB"
     )
-    new = _command(verbs, "policy new", _new, "make a folder with the ready roles", "/etc/hesearch/policies")
+    new = command(verbs, "policy new", _new, "make a folder with the ready roles", "/etc/hesearch/policies")
     new.add_argument("folder", type=Path, help="must not exist yet")
-    check = _command(
+    check = command(
         verbs, "policy check", _check, "check every policy of a folder, as a server does before it takes them",
         "/etc/hesearch/policies",
     )  # fmt: skip
@@ -34,7 +34,7 @@ def add_policy_parsers(subparsers: Any) -> None:
 
 
 def _add_explain(verbs: Any) -> None:
-    parser = _command(
+    parser = command(
         verbs, "policy explain", _explain, "what a folder's policies say of one call, and which of them decide",
         "/etc/hesearch/policies --tenant acme --principal ada --group searcher \\\n"
         "    --action Search --collection notes --tag stage=test\n\nexit codes: 0 allowed, 1 denied",
@@ -60,7 +60,7 @@ def _new(arguments: argparse.Namespace) -> int:
         raise AlreadyExists(f"folder {folder}: exists; nothing was changed")
     shutil.copytree(READY_ROLES, folder)
     names = sorted(path.name for path in folder.glob("*.cedar"))
-    _report(arguments, {"folder": str(folder), "files": names}, f"wrote {', '.join(names)} into {folder}")
+    report(arguments, {"folder": str(folder), "files": names}, f"wrote {', '.join(names)} into {folder}")
     return 0
 
 
@@ -69,7 +69,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     sources = Policies.load(arguments.folder).sources
     lines = [f"{policy_id}  {where}" for policy_id, where in sources.items()]
-    _report(arguments, {"policies": sources}, "\n".join([*lines, f"{len(sources)} policies, all valid"]))
+    report(arguments, {"policies": sources}, "\n".join([*lines, f"{len(sources)} policies, all valid"]))
     return 0
 
 
@@ -85,7 +85,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     decisions = [(part, policies.decide(principal, arguments.action, resource, part)) for part in parts]
     fields = [_fields(policies, part, decision) for part, decision in decisions]
     text = "\n".join(_text(arguments.action, field) for field in fields)
-    _report(arguments, {"action": arguments.action, "decisions": fields}, text)
+    report(arguments, {"action": arguments.action, "decisions": fields}, text)
     return 0 if all(decision.allowed for _, decision in decisions) else 1
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from he_engine.errors import InvalidInput, NotFound
+from he_engine.errors import InvalidInput
 from he_server.operate.backup import backup
 from he_server.operate.backup_files import Summary
 from he_server.operate.fsck import check, locked
 from he_server.operate.fsck_catalogue import wrapped_key
+from he_server.operate.parsers import DAMAGED, KEK, command, data_folder, progress, report
 from he_server.operate.restore import restore
 from he_server.storage.catalogue import Catalogue
 from he_server.storage.folder import require_no_backup
@@ -24,7 +22,6 @@ from he_server.storage.rekey import rotate
 from he_server.storage.store import Store
 
 _UNSEALED = "NOT SEALED: the key was not needed, and whoever has this folder reads its names and sizes without one"
-_KEK = "file:PATH, passphrase:PATH or exec:PROGRAM"
 _ROTATE_EXAMPLE = "./data --previous-kek file:/etc/hesearch/kek --kek exec:/usr/local/bin/ask-kms"
 _KEK_EXAMPLES = f"""examples:
   hesearch kek new /etc/hesearch/kek
@@ -33,7 +30,7 @@ _KEK_EXAMPLES = f"""examples:
 
 def add_operator_parsers(subparsers: Any) -> None:
     """Adds the commands to what argparse's add_subparsers() returned. `run` of the namespace gives the exit code: 0 for
-    done, 1 for a damaged folder, and HesearchErrors as they come."""
+    done, 9 for a damaged folder, and HesearchErrors as they come."""
     _add_fsck(subparsers)
     _add_backup(subparsers)
     _add_restore(subparsers)
@@ -41,48 +38,17 @@ def add_operator_parsers(subparsers: Any) -> None:
     _add_rekey(subparsers)
 
 
-def _command(
-    subparsers: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name.rpartition(" ")[2], help=text, description=text, epilog=f"example:\n  hesearch {name} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> None:
-    print(json.dumps(fields) if arguments.json else text)
-
-
-def _data(arguments: argparse.Namespace) -> Path:
-    """Raises NotFound: none of these commands makes a data folder by mistake."""
-    data: Path = arguments.data
-    if not (data / "catalogue.sqlite").is_file():
-        raise NotFound(f"data folder {data}: there is none, or it has no catalogue")
-    return data
-
-
-def _progress(arguments: argparse.Namespace) -> Callable[[int, int], None]:
-    """Tells of it on a terminal."""
-    if arguments.json or not sys.stderr.isatty():
-        return lambda *_: None
-    return lambda done, total: print(f"\r{done / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
-
-
 # ---- fsck ------------------------------------------------------------------------------------------------
 def _add_fsck(subparsers: Any) -> None:
-    parser = _command(
+    parser = command(
         subparsers, "fsck", _fsck, "check every byte of a data folder that no server has open, or of a backup",
         "./data --kek file:/etc/hesearch/kek\n"
         "  hesearch fsck ./data --kek file:/etc/hesearch/kek --repair --from ./backup\n\n"
         "What --from does not bring stays as it is: a client's `hesearch repair` saves what can be read of it.\n"
-        "exit codes: 0 clean, 1 damage (what was repaired is no damage any more), others as `hesearch --help` says",
+        "exit codes: 0 clean, 9 damage (what was repaired is no damage any more), others as `hesearch --help` says",
     )  # fmt: skip
     parser.add_argument("data", type=Path, help="the data folder, or a backup")
-    parser.add_argument("--kek", default="", metavar="SPEC", help=f"of a sealed folder: {_KEK}")
+    parser.add_argument("--kek", default="", metavar="SPEC", help=f"of a sealed folder: {KEK}")
     parser.add_argument("--repair", action="store_true", help="repair what can be; nothing that was stored is deleted")
     parser.add_argument("--from", dest="source", type=Path, metavar="BACKUP", help="with --repair: fetch segments here")
 
@@ -100,16 +66,16 @@ def _fsck(arguments: argparse.Namespace) -> int:
         f"{'clean' if found.clean else 'damaged'}: {found.collections} collections, {found.segments} segments, "
         f"{found.checked_bytes / 1e6:.1f} MB checked"
     )
-    _report(arguments, {"clean": found.clean, **asdict(found)}, "\n".join(lines))
-    return 0 if found.clean else 1
+    report(arguments, {"clean": found.clean, **asdict(found)}, "\n".join(lines))
+    return 0 if found.clean else DAMAGED
 
 
 # ---- backups ---------------------------------------------------------------------------------------------
 def _add_backup(subparsers: Any) -> None:
-    parser = _command(
+    parser = command(
         subparsers, "backup", _backup, "copy a data folder as it is now, while a server uses it; needs no key",
         "./data /mnt/backup/hesearch\n\nThe same target again: what is new is copied, and what has decayed there.\n"
-        "exit codes: 0 done, 1 done, and damage was seen; others as `hesearch --help` says",
+        "exit codes: 0 done, 9 done, and damage was seen; others as `hesearch --help` says",
     )  # fmt: skip
     parser.add_argument("data", type=Path, help="the data folder")
     parser.add_argument("target", type=Path, help="an empty folder, a new one, or an earlier backup")
@@ -117,15 +83,15 @@ def _add_backup(subparsers: Any) -> None:
 
 def _backup(arguments: argparse.Namespace) -> int:
     return _copied(
-        arguments, backup(_data(arguments), arguments.target, _progress(arguments)), "backed up", arguments.target
+        arguments, backup(data_folder(arguments), arguments.target, progress(arguments)), "backed up", arguments.target
     )
 
 
 def _add_restore(subparsers: Any) -> None:
-    parser = _command(
+    parser = command(
         subparsers, "restore", _restore, "make a data folder of a backup, if every byte is the one that was copied",
         "/mnt/backup/hesearch ./data\n\n"
-        "exit codes: 0 done, 1 done, and damage was seen; others as `hesearch --help` says",
+        "exit codes: 0 done, 9 done, and damage was seen; others as `hesearch --help` says",
     )  # fmt: skip
     parser.add_argument("backup", type=Path)
     parser.add_argument("data", type=Path, help="an empty folder, or a new one")
@@ -133,7 +99,7 @@ def _add_restore(subparsers: Any) -> None:
 
 def _restore(arguments: argparse.Namespace) -> int:
     return _copied(
-        arguments, restore(arguments.backup, arguments.data, _progress(arguments)), "restored", arguments.data
+        arguments, restore(arguments.backup, arguments.data, progress(arguments)), "restored", arguments.data
     )
 
 
@@ -148,8 +114,8 @@ def _copied(arguments: argparse.Namespace, done: Summary, verb: str, checked: Pa
             "without the key only the structure of the catalogue and the first page of each segment file were checked: "
             f"run `hesearch fsck {checked} --kek …`"
         )
-    _report(arguments, asdict(done), "\n".join(lines))
-    return 1 if done.damage else 0
+    report(arguments, asdict(done), "\n".join(lines))
+    return DAMAGED if done.damage else 0
 
 
 # ---- keys ------------------------------------------------------------------------------------------------
@@ -159,14 +125,14 @@ def _add_kek(subparsers: Any) -> None:
         "kek", help=text, description=text, epilog=_KEK_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="kek_command", required=True, metavar="VERB")
-    new = _command(verbs, "kek new", _kek_new, "make a new key file", "/etc/hesearch/kek")
+    new = command(verbs, "kek new", _kek_new, "make a new key file", "/etc/hesearch/kek")
     new.add_argument("path", type=Path, help="where to write it; never overwritten")
-    rotate_parser = _command(
+    rotate_parser = command(
         verbs, "kek rotate", _kek_rotate, "seal the folder key anew, under another one; no server may run",
         _ROTATE_EXAMPLE,
     )  # fmt: skip
     rotate_parser.add_argument("data", type=Path, help="the data folder")
-    rotate_parser.add_argument("--kek", required=True, metavar="SPEC", help=f"the new one: {_KEK}")
+    rotate_parser.add_argument("--kek", required=True, metavar="SPEC", help=f"the new one: {KEK}")
     rotate_parser.add_argument(
         "--previous-kek", required=True, metavar="SPEC", help="the one that opens the folder now"
     )
@@ -175,12 +141,12 @@ def _add_kek(subparsers: Any) -> None:
 def _kek_new(arguments: argparse.Namespace) -> int:
     new_kek_file(arguments.path)
     text = f"wrote {arguments.path}: keep a copy elsewhere; without it nobody opens what is sealed under it"
-    _report(arguments, {"kek": str(arguments.path)}, text)
+    report(arguments, {"kek": str(arguments.path)}, text)
     return 0
 
 
 def _kek_rotate(arguments: argparse.Namespace) -> int:
-    data = _data(arguments)
+    data = data_folder(arguments)
     kek, previous = open_kek(arguments.kek), open_kek(arguments.previous_kek)
     with _stopped(data):
         if not (before := wrapped_key(data / "catalogue.sqlite")):
@@ -190,7 +156,7 @@ def _kek_rotate(arguments: argparse.Namespace) -> int:
     text = "the folder opens with the new key-encryption key now, and with the previous one no more"
     if not rotated:
         text = "the folder opens with --kek already; nothing was changed, and --previous-kek was not tried"
-    _report(arguments, {"rotated": rotated}, text)
+    report(arguments, {"rotated": rotated}, text)
     return 0
 
 
@@ -201,20 +167,21 @@ def _stopped(data: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _add_rekey(subparsers: Any) -> None:
-    parser = _command(
+    parser = command(
         subparsers, "rekey", _rekey,
         "write every segment file anew under a new data key (of an unsealed folder: seal it); no server may run",
-        "./data --kek file:/etc/hesearch/kek\n\nInterrupted, it goes on when it is run again.",
+        "./data --kek file:/etc/hesearch/kek\n\nInterrupted, it goes on when it is run again.\n"
+        "exit codes: 0 done, 9 damaged files were left; others as `hesearch --help` says",
     )  # fmt: skip
     parser.add_argument("data", type=Path, help="the data folder")
-    parser.add_argument("--kek", required=True, metavar="SPEC", help=_KEK)
+    parser.add_argument("--kek", required=True, metavar="SPEC", help=KEK)
     parser.add_argument(
         "--folder-key", action="store_true", help="a new folder key, too: give a KEK that nobody else knows"
     )
 
 
 def _rekey(arguments: argparse.Namespace) -> int:
-    data, kek = _data(arguments), open_kek(arguments.kek)
+    data, kek = data_folder(arguments), open_kek(arguments.kek)
     with _stopped(data):
         if arguments.folder_key:
             _new_folder_key(data, kek)
@@ -222,8 +189,8 @@ def _rekey(arguments: argparse.Namespace) -> int:
     text = f"wrote {written} segment files anew" + (
         f"; damaged, and left as they are: {left} (run `hesearch fsck`)" if left else ""
     )
-    _report(arguments, {"written": written, "left": left}, text)
-    return 1 if left else 0
+    report(arguments, {"written": written, "left": left}, text)
+    return DAMAGED if left else 0
 
 
 def _new_folder_key(data: Path, kek: KeyProvider) -> None:

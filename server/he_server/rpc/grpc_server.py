@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 
 import grpc
 
-from he_engine.errors import InvalidInput, MissingExtra, Unavailable
+from he_engine.errors import InvalidInput, MissingExtra
 from he_proto import wire
 from he_proto.status import ERROR_METADATA, status_of
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.config import ServerConfig
 from he_server.rpc.admission import Admission, Gate
 from he_server.rpc.idle import CallWatch
-from he_server.rpc.listening import require_listenable, split_address
+from he_server.rpc.listening import require_listenable, split_address, taken
 from he_server.rpc.tls import Certificates
 from he_server.service import Service
 
@@ -91,7 +91,7 @@ class GrpcServer:
                 self.port = self._server.add_insecure_port(config.listen)
         except RuntimeError:
             self._watch.close()
-            raise Unavailable(f"listen: {config.listen} is taken, or not an address of this machine") from None
+            raise taken(config.listen) from None
         self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self._server.start()
 

@@ -6,7 +6,7 @@ import ipaddress
 import re
 import socket
 
-from he_engine.errors import InvalidInput
+from he_engine.errors import InvalidInput, Unavailable
 from he_server.config import ServerConfig
 
 
@@ -36,3 +36,20 @@ def require_listenable(config: ServerConfig) -> None:
         raise InvalidInput(
             f"listen: got {host!r}, but plaintext (--insecure) is served on loopback only: 127.0.0.1 or ::1"
         )
+
+
+def require_free(listen: str) -> None:
+    """Raises Unavailable unless this process could listen there now, InvalidInput for what is no address."""
+    host, port = split_address(listen)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError:
+        raise taken(listen) from None
+
+
+def taken(listen: str) -> Unavailable:
+    return Unavailable(f"listen: {listen} is taken, or not an address of this machine")

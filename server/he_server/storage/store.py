@@ -239,8 +239,7 @@ class Store:
         """Begins to store a segment; now and then, those that were given up are removed first. Raises NotFound, and
         LimitExceeded if all that the collection has and is being sent would take more than `most_bytes`."""
         with self.writing():
-            if abs(self._clock_s() - self._collected_s) >= self._orphan_age_s / 24:  # also where the clock was set back
-                self._collect()
+            self._collect_if_due()
             with self._lock:  # its data key stays from now on
                 state = self._catalogue.state(description.collection_id)
                 self._require_room(description, most_bytes)
@@ -274,6 +273,19 @@ class Store:
         data_key = newest.key
         file = NewSealedFile(self._folder.incoming, data_key, newest.generation, *key, description.file_bytes)
         return file, StoredSegment(description, file.path, newest.generation, data_key)
+
+    def collect_if_due(self) -> None:
+        """Removes what was given up, every `collect_every_s` seconds. Raises ReadOnlyError, Unavailable."""
+        with self.writing():
+            self._collect_if_due()
+
+    @property
+    def collect_every_s(self) -> float:
+        return self._orphan_age_s / 24
+
+    def _collect_if_due(self) -> None:
+        if abs(self._clock_s() - self._collected_s) >= self.collect_every_s:  # also where the clock was set back
+            self._collect()
 
     def _collect(self) -> None:
         """Removes the segments that were last sent `orphan_age_s` ago and never committed, files without a row that are
