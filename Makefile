@@ -8,7 +8,7 @@ TORTURED ?= build/torture/$(TORTURE)
 CODE := he_engine proto server client benchmarks tests examples
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard he_engine/kernels/*.cpp he_engine/kernels/*.hpp)
 
-.PHONY: help demo test test-large bench bench-figures torture torture-figures lint format proto clean requirements
+.PHONY: help demo test single-use test-large bench bench-figures torture torture-figures lint format proto clean requirements
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -16,6 +16,7 @@ help:
 	@echo "make demo        build, then search 98,505 encrypted titles of diagnoses; ARGS='--query \"...\"' asks yours"
 	@echo "make test        build, then lint, type-check and run the test suite"
 	@echo "make test-large  ten million exact scores against the plaintext integer search (about a minute)"
+	@echo "make single-use  a million encryptions: no block id, query secret or nonce twice (about a minute)"
 	@echo "make bench       every figure, measured here into build/bench (an hour or so); again: goes on where it stopped"
 	@echo "make torture     kills, faults, overload, a soak and fuzzing (hours; TORTURE=short: some minutes); again: goes on"
 	@echo "make lint        ruff and mypy alone          make format   let ruff format the code"
@@ -26,6 +27,9 @@ demo: .venv/demo.stamp
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+single-use: .venv/dev.stamp
+	$(BIN)/python -m tests.single_use --encryptions 1000000 --json docs/figures/single_use.json
 
 test-large: .venv/dev.stamp
 	$(BIN)/python -m pytest -m large $(ARGS)
@@ -79,7 +83,7 @@ $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 # the end make fails. The committed ones, and docs/reliability.md, anew:
 #     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
 RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
-TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz bitflips
+TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz bitflips malicious
 full_kill_server := --runs 1000
 full_kill_client := --runs 500
 full_soak := --seconds 1800
@@ -88,6 +92,7 @@ full_restarts := --runs 50
 full_faults := --every 1
 full_fuzz := --inputs 1000000
 full_bitflips := --runs 10000
+full_malicious := --lies 20000
 short_kill_server := --runs 60
 short_kill_client := --runs 60
 short_soak := --seconds 180
@@ -96,6 +101,7 @@ short_restarts := --runs 10
 short_faults := --every 50
 short_fuzz := --inputs 20000
 short_bitflips := --runs 1000
+short_malicious := --lies 2000
 
 torture: .venv/dev.stamp
 	-@$(MAKE) --keep-going --no-print-directory torture-figures
@@ -111,6 +117,8 @@ $(TORTURED)/faults_%.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.faults.run $* $($(TORTURE)_faults) --json $@ >/dev/null || test -s $@
 $(TORTURED)/fuzz.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.fuzz.run $($(TORTURE)_fuzz) --failures $(TORTURED)/fuzz --json $@ || test -s $@
+$(TORTURED)/malicious.json: | .venv/dev.stamp $(TORTURED)
+	$(BIN)/python -m tests.malicious.run $($(TORTURE)_malicious) --json $@ >/dev/null || test -s $@
 $(TORTURED)/bitflips.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.fuzz.bitflips $($(TORTURE)_bitflips) --json $@ || test -s $@
 $(TORTURED)/%.json: | .venv/dev.stamp $(TORTURED)

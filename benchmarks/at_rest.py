@@ -33,8 +33,9 @@ from he_engine.params import Parameters
 from he_proto import wire
 from he_proto.chunks import answer_requests, segment_requests
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Caller
 from he_server.config import ServerConfig
-from he_server.service import LocalCall, Service
+from he_server.service import Service
 from he_server.storage.kek import new_kek_file
 from he_server.storage.rekey import rotate
 
@@ -71,7 +72,7 @@ class Folder:
                     parameters=wire.parameters_to_wire(PARAMETERS),
                     sealed_manifest=b"1",
                 ),
-                LocalCall(),
+                Caller(),
             )
             for number in range(segments):
                 index[0, 0] = number
@@ -79,7 +80,7 @@ class Folder:
                 header = wire.segment_header(NAME, self._id, PARAMETERS.digest, len(index), contents)
                 requests = list(segment_requests(header, contents.values()))
                 began = time.perf_counter()
-                service.write_segment(iter(requests), LocalCall())
+                service.write_segment(iter(requests), Caller())
                 times.append(time.perf_counter() - began)
                 ids.append(header.segment_id)
             commit = pb.CommitManifestRequest(
@@ -89,7 +90,7 @@ class Folder:
                 sealed_manifest=b"2",
                 live_segments=ids,
             )
-            service.commit_manifest(commit, LocalCall())
+            service.commit_manifest(commit, Caller())
         return statistics.median(times)
 
     def start(self) -> None:
@@ -114,7 +115,7 @@ class Folder:
         header = pb.AnswerHeader(context=self._context, collection_id=self._id, version=2, queries=1)
 
         def run() -> bytes:
-            pieces: Iterator[pb.AnswerResponse] = service.answer(iter(answer_requests(header, [query])), LocalCall())
+            pieces: Iterator[pb.AnswerResponse] = service.answer(iter(answer_requests(header, [query])), Caller())
             return b"".join(p.residues for p in sorted(pieces, key=lambda p: (p.segment_id, p.first_block)))
 
         return run

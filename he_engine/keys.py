@@ -54,7 +54,7 @@ class RootKey(Secret):
 
     __slots__ = ("_root",)
 
-    def __init__(self, root: bytes) -> None:
+    def __init__(self, root: bytes | bytearray) -> None:
         if len(root) != KEY_BYTES:
             raise InvalidInput(f"root key: got {len(root)} bytes, expected {KEY_BYTES}")
         self._root: bytearray | None = bytearray(root)
@@ -64,7 +64,7 @@ class RootKey(Secret):
         if self._root is None:
             raise SecretReuseError("this key is closed")
         info = length_prefixed("hesearch 1", label, *context)
-        return HKDFExpand(algorithm=SHA256(), length=length_bytes, info=info).derive(bytes(self._root))
+        return HKDFExpand(algorithm=SHA256(), length=length_bytes, info=info).derive(self._root)
 
     def hedged_seed(self, label: str, *content: bytes | memoryview | int) -> bytes:
         """PRF(key, 32 random bytes ‖ content), 32 bytes: fresh while either randomness or content is.

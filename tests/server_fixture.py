@@ -22,10 +22,11 @@ from he_proto.chunks import answer_requests, segment_requests
 from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.v1 import hesearch_pb2_grpc
+from he_server.access.access import Caller
 from he_server.config import ServerConfig
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.search.engines import EngineMaker
-from he_server.service import LocalCall, Service
+from he_server.service import Service
 
 METHODS = pb.DESCRIPTOR.services_by_name["HeSearch"].methods
 PARAMETERS = Parameters.choose("compact", 4, 2)  # N = 2048, P = 1, I = 2, B = 1024: 16 KiB a block, 4 KiB an answer
@@ -48,7 +49,7 @@ class Endpoint:
         request = iter(request) if isinstance(request, list) else request
         if self.stub is None:
             name = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
-            response = getattr(self.service, name)(request, LocalCall())
+            response = getattr(self.service, name)(request, Caller())
             return list(response) if streams else response
         try:
             response = getattr(self.stub, method)(request, timeout=60)

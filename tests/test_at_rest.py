@@ -26,12 +26,13 @@ from he_engine.errors import (
     Unavailable,
     WrongKeyError,
 )
+from he_engine.key_program import KeyProgram
 from he_engine.keys import RootKey
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.operate.fsck import check
 from he_server.storage import indexes as indexes_module
 from he_server.storage.catalogue import CollectionRecord
-from he_server.storage.kek import ExecKek, KeyProvider, PassphraseKek, SecretKek, new_kek_file, open_kek
+from he_server.storage.kek import KeyProvider, PassphraseKek, SecretKek, new_kek_file, open_kek
 from he_server.storage.rekey import rotate
 from he_server.storage.sealed_file import CHUNK_BYTES, NewSealedFile, SealedFile
 from he_server.storage.store import Store
@@ -157,7 +158,7 @@ def test_programs_that_fail(tmp_path: Path, text: str) -> None:
     with pytest.raises((Unavailable, WrongKeyError)):
         kek.unwrap(bytes(40), b"this")
     with pytest.raises(Unavailable, match="FileNotFoundError"):
-        ExecKek(str(tmp_path / "nothing")).wrap(bytes(32), b"this")
+        KeyProgram(str(tmp_path / "nothing"), "kek").wrap(bytes(32), b"this")
 
 
 def test_a_service_that_wraps_to_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from he_client import Client, transport
 from he_client.cli import main
-from he_engine.errors import AlreadyExists, InvalidInput
+from he_engine.errors import AlreadyExists, InvalidInput, PermissionDenied
 from he_server.access import dev_certificates
 from he_server.access.authentication import Authentication
 from he_server.access.dev_certificates import DAYS, make
@@ -182,8 +182,11 @@ def test_serve_speaks_tls_1_3_alone(served: Served, certs: Path, monkeypatch: py
     for host in ("localhost", "127.0.0.1", "::1"):
         assert _spoken(address, certs, ssl.TLSVersion.TLSv1_3, host) == "TLSv1.3"
     cert = certs / "clients" / "acme" / "alice.pem"
-    with Client(address, ca=str(certs / "ca.pem"), cert=str(cert), key=str(cert.with_suffix(".key"))) as client:
-        assert client.list_collections() == []
+    with (
+        Client(address, ca=str(certs / "ca.pem"), cert=str(cert), key=str(cert.with_suffix(".key"))) as client,
+        pytest.raises(PermissionDenied, match="no policy lets acme/alice do this"),  # she has no ready role
+    ):
+        client.list_collections()
     assert served.end(signal.SIGTERM)[0] == 0
 
 

@@ -26,6 +26,13 @@ def test_a_sample_of_power_losses_errors_and_kills_loses_nothing(tmp_path: Path)
     assert {"raised ReadOnlyError", "read-only afterwards", "done in spite of it"} <= set(figures["counts"])
 
 
+def test_a_repair_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """At every write of it: a catalogue that is made anew takes the old one's place when all of it is in its file."""
+    status, figures = _run(tmp_path / "figures.json", "errors", "--only", "errors/copies/plain-repair/short-full/")
+    assert (status, figures["problems"]) == (0, [])
+    assert figures["runs"] > 25
+
+
 def test_a_disk_that_lies_about_syncs_is_found_out(tmp_path: Path) -> None:
     status, figures = _run(tmp_path / "figures.json", "power", "--lying-disk", "--every", "800")
     assert status == 1

@@ -17,9 +17,10 @@ import pytest
 from he_client import Client, CollectionKey
 from he_engine.errors import HesearchError, InvalidInput, NotFound
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Caller
 from he_server.observe import logs
 from he_server.rpc.calls import Call, current
-from he_server.service import CallContext, Service
+from he_server.service import Service
 from tests.conftest import unit_rows
 from tests.observing_fixture import Receiver, lines, observed
 from tests.server_fixture import FakeClient, residues
@@ -89,7 +90,7 @@ class Talkative(Service):
     """Says something before the first response of a call, and after each."""
 
     def read_segment_part(
-        self, request: pb.ReadSegmentPartRequest, call: CallContext
+        self, request: pb.ReadSegmentPartRequest, call: Caller
     ) -> Iterator[pb.ReadSegmentPartResponse]:
         log = logging.getLogger("he_server.test")
         log.info("length %d", request.length_bytes)

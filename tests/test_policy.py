@@ -14,22 +14,11 @@ from hypothesis import strategies as st
 
 from he_client.cli import main
 from he_engine.errors import InvalidInput, NotFound, PermissionDenied
-from he_server.access.policy import (
-    COLLECTION_ACTIONS,
-    PARTS,
-    SERVER_ACTIONS,
-    TENANT_ACTIONS,
-    Collection,
-    Decision,
-    Policies,
-    Resource,
-    Server,
-    Tenant,
-    refusal,
-)
+from he_server.access.policy import COLLECTION_ACTIONS, PARTS, SERVER_ACTIONS, TENANT_ACTIONS, Policies
 from he_server.access.policy_files import READY_ROLES
 from he_server.access.principals import Principal
 from he_server.access.quota_table import read_quotas
+from he_server.access.resources import Collection, Decision, Resource, Server, Tenant, refusal
 from he_server.storage.store import Store
 
 ACTIONS = {*COLLECTION_ACTIONS, *TENANT_ACTIONS, *SERVER_ACTIONS}

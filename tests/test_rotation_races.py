@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from he_engine.errors import Conflict, TamperedDataError
-from he_server.service import LocalCall
+from he_server.access.access import Caller
 from he_server.storage.rekey import rotate
 from he_server.storage.store import Store
 from tests.server_fixture import FakeClient, naive_answers, residues, running
@@ -37,10 +37,10 @@ def test_searches_go_on_when_the_files_of_an_older_one_go(tmp_path: Path, sealed
     with running(data, over_grpc=False, **at_rest) as endpoint:
         client.endpoint = endpoint
         service = endpoint.service
-        under_way = service.answer(iter(client.answer_requests(2, queries)), LocalCall())
+        under_way = service.answer(iter(client.answer_requests(2, queries)), Caller())
         next(under_way)
         assert rotate(service.store, 0.0 if sealed_before else ROTATE) == 2
-        newcomer = service.answer(iter(client.answer_requests(2, queries)), LocalCall())
+        newcomer = service.answer(iter(client.answer_requests(2, queries)), Caller())
         next(newcomer)
         under_way.close()  # type: ignore[attr-defined]
         for _ in range(2):

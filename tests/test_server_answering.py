@@ -38,6 +38,7 @@ from he_proto import wire
 from he_proto.chunks import CHUNK_BYTES, answer_requests, segment_requests
 from he_proto.status import error_from_rpc
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Caller
 from he_server.search import answering
 from he_server.search.answering import blocks_per_unit, units
 from he_server.search.engines import Engines
@@ -78,14 +79,12 @@ class SlowEngine:
         self._engine.forget(index)
 
 
-class Call:
+class Call(Caller):
     """A call that its caller may give up."""
 
     def __init__(self) -> None:
         self.active = True
-
-    def is_active(self) -> bool:
-        return self.active
+        super().__init__(is_active=lambda: self.active)
 
 
 @pytest.fixture
@@ -167,7 +166,8 @@ def test_a_client_that_leaves_stops_its_call(tmp_path: Path, monkeypatch: pytest
     answer = Service.answer
 
     def watched(service: Service, requests: Iterator[pb.AnswerRequest], call: Any) -> Iterator[pb.AnswerResponse]:
-        call.add_callback(lambda: engine.let(20))  # once the server knows that the client has gone
+        context = call.is_active.__self__
+        context.add_callback(lambda: engine.let(20))  # once the server knows that the client has gone
         return answer(service, requests, call)
 
     monkeypatch.setattr(Service, "answer", watched)

@@ -152,7 +152,10 @@ def test_serve_is_a_subcommand(tmp_path: Path) -> None:
         (["--listen", "unix:/tmp/x", "--insecure"], "expected host:port"),
         (["--listen", "127.0.0.1:65536", "--insecure"], "expected host:port"),
         (["--listen", "127.0.0.1:0", "--insecure", "--threads", "0"], "threads: got 0"),
-        (["--listen", "127.0.0.1:0", "--insecure", "--tls-cert", "x", "--tls-key", "x"], "insecure: got it with tls_"),
+        (
+            ["--listen", "127.0.0.1:0", "--insecure", "--tls-cert", "x", "--tls-key", "x", "--tls-client-ca", "x"],
+            "insecure: got it with tls_",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], reason: str) -> None:
@@ -203,7 +206,9 @@ def test_bad_addresses(listen: str) -> None:
 def test_plaintext_only_on_loopback(listen: str) -> None:
     with pytest.raises(InvalidInput, match="served on loopback only"):
         require_listenable(ServerConfig(data=Path("data"), listen=listen, insecure=True))
-    require_listenable(ServerConfig(data=Path("data"), listen=listen, tls_cert="cert", tls_key="key"))
+    require_listenable(
+        ServerConfig(data=Path("data"), listen=listen, tls_cert="cert", tls_key="key", tls_client_ca="ca")
+    )
 
 
 # ---- the port ------------------------------------------------------------------------------------------------
@@ -310,7 +315,7 @@ def test_more_calls_than_admitted_are_refused(tmp_path: Path) -> None:
             assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize("limits", [{"idle_s": 0.05}, {"max_call_s": 0.05}])
+@pytest.mark.parametrize("limits", [{"idle_s": 0.05}, {"max_call_s": 1.0}])
 def test_a_call_over_its_time_loses_its_place(tmp_path: Path, limits: dict[str, float]) -> None:
     with running(tmp_path, over_grpc=True, max_transfers=1, max_waiting=0, **limits) as endpoint:
         client = FakeClient(endpoint).create()
@@ -336,6 +341,11 @@ class _Context:
 
     def is_active(self) -> bool:
         return not self.cancelled
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+    def invocation_metadata(self) -> None: ...
 
     def set_trailing_metadata(self, _: object) -> None: ...
 

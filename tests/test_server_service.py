@@ -65,6 +65,7 @@ def test_a_new_collection(client: FakeClient) -> None:
         collection_id=client.collection_id,
         parameters=wire.parameters_to_wire(PARAMETERS),
         version=1,
+        owner="loopback",
     )
     manifest = client.manifest()
     assert (manifest.version, manifest.sealed_manifest, list(manifest.live_segments)) == (1, b"sealed 1", [])
@@ -180,7 +181,9 @@ def test_every_message_is_checked_first(client: FakeClient, method: str) -> None
         (wire.context("notes", bytes(32)), FormatVersionError),
         (wire.context("unknown", PARAMETERS.digest), NotFound),
     ):
-        fields = {"collection_id": client.collection_id} if has_id else {}
+        fields: dict[str, Any] = {"collection_id": client.collection_id} if has_id else {}
+        if method == "ReadSegmentPart":
+            fields["kind"] = pb.PART_KIND_HINT
         with pytest.raises(error):
             client.endpoint.call(method, request_type(context=context, **fields))
     if has_id:

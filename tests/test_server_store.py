@@ -297,9 +297,9 @@ def test_orphans_are_collected_where_nobody_writes(tmp_path: Path, kek: KeyProvi
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     Store(tmp_path).close()
     with sqlite3.connect(tmp_path / "catalogue.sqlite") as database:
-        database.execute("PRAGMA user_version = 3")
+        database.execute("PRAGMA user_version = 4")
     database.close()
-    with pytest.raises(FormatVersionError, match="got schema version 3, expected 2"):
+    with pytest.raises(FormatVersionError, match="got schema version 4, expected 3"):
         Store(tmp_path)
 
 
@@ -508,7 +508,7 @@ def test_a_full_catalogue_changes_nothing(store: Store) -> None:
     database.all(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(LimitExceeded, match="catalogue: no room left"):
         store.commit(RECORD, 1, bytes(1 << 20), [])
-    assert store.manifest("notes")[0].version == 1
+    assert store.manifest(RECORD)[0].version == 1
     database.all("PRAGMA max_page_count = 1000000")
     assert store.commit(RECORD, 1, bytes(1 << 20), []) == 2
 
@@ -518,7 +518,7 @@ def test_a_closed_store_raises_errors_of_ours(tmp_path: Path) -> None:
     store.create(RECORD, b"sealed", 10)
     store.close()
     with pytest.raises(Unavailable, match="catalogue"):
-        store.manifest("notes")
+        store.manifest(RECORD)
     with pytest.raises(Unavailable, match="catalogue"):
         store.commit(RECORD, 1, b"sealed 2", [])
 

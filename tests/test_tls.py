@@ -40,6 +40,13 @@ def pair(authority: Authority) -> Pair:
     return authority.issue("server")
 
 
+@pytest.fixture
+def trusted(authority: Authority) -> dict[str, Any]:
+    """What a client is given that the server trusts."""
+    known = authority.issue("client")
+    return {"ca": authority.ca, "cert": known.cert, "key": known.key}
+
+
 @pytest.fixture(autouse=True)
 def _fail_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "FIRST_ATTEMPTS", 2)
@@ -49,8 +56,9 @@ def _fail_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def _serving(folder: Path, pair: Pair, **settings: Any) -> Iterator[GrpcServer]:
     """On a wildcard address, which plaintext may not use; with TLS it may."""
     config = ServerConfig(
-        data=folder / "data", listen="0.0.0.0:0", tls_cert=str(pair.cert), tls_key=str(pair.key), threads=1, **settings
-    )
+        data=folder / "data", listen="0.0.0.0:0", tls_cert=str(pair.cert), tls_key=str(pair.key),
+        tls_client_ca=str(folder / "authority.pem"), threads=1, **settings,
+    )  # fmt: skip
     with Service(config) as service:
         server = GrpcServer(service)
         try:
@@ -75,13 +83,16 @@ def _serial(port: int) -> int:
 
 
 # ---- who trusts whom -----------------------------------------------------------------------------------------
-def test_a_client_trusts_the_authority_it_names(tmp_path: Path, authority: Authority, pair: Pair) -> None:
+def test_a_client_trusts_the_authority_it_names(tmp_path: Path, trusted: dict[str, Any], pair: Pair) -> None:
     stranger = Authority(tmp_path, "stranger")
     with _serving(tmp_path, pair) as server:
-        with Client(_target(server), ca=authority.ca) as client:
+        with Client(_target(server), **trusted) as client:
             assert client.list_collections() == []
         for ca in (stranger.ca, ""):
-            with Client(_target(server), ca=ca) as client, pytest.raises(Unavailable, match="TLS handshake failed"):
+            with (
+                Client(_target(server), **{**trusted, "ca": ca}) as client,
+                pytest.raises(Unavailable, match="TLS handshake failed"),
+            ):
                 client.list_collections()
         with Client(_target(server), insecure=True) as client, pytest.raises(Unavailable, match="no answer from"):
             client.list_collections()
@@ -89,7 +100,7 @@ def test_a_client_trusts_the_authority_it_names(tmp_path: Path, authority: Autho
 
 def test_a_server_asks_for_certificates_of_its_authority(tmp_path: Path, authority: Authority, pair: Pair) -> None:
     known, unknown = authority.issue("client"), Authority(tmp_path, "stranger").issue("other")
-    with _serving(tmp_path, pair, tls_client_ca=str(authority.ca)) as server:
+    with _serving(tmp_path, pair) as server:
         target = _target(server)
         with Client(target, ca=authority.ca, cert=known.cert, key=known.key) as client:
             assert client.list_collections() == []
@@ -120,7 +131,7 @@ def test_what_a_client_may_be_given(arguments: dict[str, Any], reason: str) -> N
 
 # ---- what a server may be given ------------------------------------------------------------------------------
 def _certificates(pair: Pair, **settings: Any) -> Certificates:
-    paths = {"tls_cert": str(pair.cert), "tls_key": str(pair.key)}
+    paths = {"tls_cert": str(pair.cert), "tls_key": str(pair.key), "tls_client_ca": str(pair.cert)}
     return Certificates(ServerConfig(data=Path("data"), **{**paths, **settings}))
 
 
@@ -144,8 +155,10 @@ def test_files_that_cannot_be_served(tmp_path: Path, authority: Authority, pair:
 
 
 # ---- reloading -----------------------------------------------------------------------------------------------
-def test_new_connections_get_the_new_certificate(tmp_path: Path, authority: Authority, pair: Pair) -> None:
-    with _serving(tmp_path, pair) as server, Client(_target(server), ca=authority.ca) as client:
+def test_new_connections_get_the_new_certificate(
+    tmp_path: Path, authority: Authority, pair: Pair, trusted: dict[str, Any]
+) -> None:
+    with _serving(tmp_path, pair) as server, Client(_target(server), **trusted) as client:
         assert server.certificates is not None
         assert client.list_collections() == []
         assert _serial(server.port) == pair.serial
@@ -162,10 +175,10 @@ def test_new_connections_get_the_new_certificate(tmp_path: Path, authority: Auth
 
 # ---- a real process ------------------------------------------------------------------------------------------
 @pytest.fixture
-def served(tmp_path: Path, pair: Pair) -> Iterator[Served]:
+def served(tmp_path: Path, authority: Authority, pair: Pair) -> Iterator[Served]:
     served = Served(
         *("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0", "--threads", "1", "--log-level", "info"),
-        *("--tls-cert", str(pair.cert), "--tls-key", str(pair.key)),
+        *("--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--tls-client-ca", str(authority.ca)),
     )
     yield served
     served.process.kill()
@@ -177,10 +190,12 @@ def _line_with(served: Served, text: str) -> str:
     return next(line for line in served.process.stderr if text in line)
 
 
-def test_hangup_reloads_and_keeps_what_does_not_load(served: Served, authority: Authority) -> None:
+def test_hangup_reloads_and_keeps_what_does_not_load(
+    served: Served, authority: Authority, trusted: dict[str, Any]
+) -> None:
     address = served.line().split()[-1]
     port = int(address.rpartition(":")[2])
-    with Client(address, ca=authority.ca) as client:
+    with Client(address, **trusted) as client:
         assert client.list_collections() == []
     new = authority.issue("server")
     served.process.send_signal(signal.SIGHUP)

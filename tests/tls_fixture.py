@@ -17,7 +17,9 @@ _DAY = timedelta(days=1)
 
 
 def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+    """Of a principal of the tenant acme who may do everything in it."""
+    parts = {NameOID.COMMON_NAME: text, NameOID.ORGANIZATION_NAME: "acme", NameOID.ORGANIZATIONAL_UNIT_NAME: "owner"}
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts.items()])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from he_client.commands import archive as archive_commands
 from he_client.commands import common as commands
 from he_client.commands import health as health_command
+from he_client.commands import key as key_commands
 from he_client.commands import maintenance as maintenance_commands
 from he_client.commands import plan as plan_command
 from he_engine.errors import (
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_serve(subparsers)
     health_command.add_health(subparsers)
     commands.add_keygen(subparsers)
+    key_commands.add_key_commands(subparsers)
     commands.add_create(subparsers)
     commands.add_insert(subparsers)
     maintenance_commands.add_upsert(subparsers)

@@ -17,8 +17,9 @@ from typing import Any
 from he_client.advice import advised
 from he_engine.errors import HesearchError, Unavailable
 from he_proto.status import error_from_status, status_of
+from he_server.access.access import Caller
 from he_server.config import ServerConfig
-from he_server.service import LocalCall, Service
+from he_server.service import Service
 
 _MEMORY = Path("/dev/shm")
 ATTEMPTS = 4  #: files or memory may be scarce for a moment
@@ -42,13 +43,13 @@ class EmbeddedTransport:
 
     def call(self, method: str, request: Any, *, timeout_s: float) -> Any:  # noqa: ARG002  nothing to wait for
         try:
-            return self._method(method)(request, LocalCall())
+            return self._method(method)(request, Caller())
         except HesearchError as error:
             raise _as_a_client_sees(method, error) from None
 
     def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:  # noqa: ARG002
         try:
-            yield from self._method(method)(request, LocalCall())
+            yield from self._method(method)(request, Caller())
         except HesearchError as error:
             raise _as_a_client_sees(method, error) from None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from he_engine.errors import HesearchError
 from he_proto.wire import FORMAT_VERSION
+from he_server.access.opening import open_access, reloaders
 from he_server.config_file import add_flags, make_config, to_toml
 from he_server.observe import logs
 from he_server.observe.observing import Observing
@@ -30,13 +31,14 @@ _TEXT = "serve a folder of encrypted collections; the server holds no key and ca
 _EXAMPLES = """examples:
   hesearch serve --data ./data --listen 127.0.0.1:50051 --insecure
   hesearch serve --data ./data --listen 127.0.0.1:0 --insecure --json    (a free port, named on stdout)
-  hesearch serve --data /srv/hesearch --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key
+  hesearch serve --data /srv/hesearch --listen 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key \\
+    --tls-client-ca clients.pem --policies /etc/hesearch/policies
   hesearch serve --data /srv/hesearch --print-config > hesearch.toml     (every setting, with what it means)
   hesearch serve --config hesearch.toml --threads 8                      (flags come before the file)
 
 Once it serves, it prints one line, `listening on HOST:PORT`, reads all indexes into memory and says on stderr how long
 that took. SIGTERM or SIGINT end it: no new calls, running ones get --grace seconds, then it exits with 0. SIGHUP lets
-it read its certificate again. Without TLS (--insecure) it serves on loopback only."""
+it read its certificate, policies, quotas and token keys again. Without TLS (--insecure) it serves on loopback only."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,10 +98,12 @@ def serve(arguments: argparse.Namespace) -> int:
         _admit_open_files()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys of the disk
         next_signal = _signals()
-        with Observing(config) as observing, Service(config, observing.engine_maker) as service:
+        with Observing(config) as observing, Service(config, observing.engine_maker, open_access) as service:
             server = GrpcServer(service, observing.interceptors)
             observing.serve_metrics(service)
-            sources = {"certificates": server.certificates.reload} if server.certificates else {}
+            sources = reloaders(service.access, config)
+            if server.certificates:
+                sources["certificates"] = server.certificates.reload
             ready = {"listening": server.address, "format_version": FORMAT_VERSION}
             print(json.dumps(ready) if arguments.json else f"listening on {server.address}", flush=True)
             with Warmer(service), Upkeep(service.store, config.data_key_days):

@@ -57,6 +57,31 @@ class ServerConfig:
         metadata=_setting("where", "PEM file: authorities, one of which must have signed a client's certificate"),
     )
 
+    policies: str = field(
+        default="",
+        metadata=_setting(
+            "access",
+            "folder of Cedar policies (`hesearch policy new` makes one); empty: with TLS the ready roles, and without "
+            "everybody on this machine may do everything",
+        ),
+    )
+    quotas: str = field(default="", metadata=_setting("access", "TOML file of quotas; empty: nothing is bounded"))
+    token_issuer: str = field(
+        default="", metadata=_setting("access", "issuer whose tokens are taken, as their `iss` says it; empty: none")
+    )
+    token_audience: str = field(default="", metadata=_setting("access", "what their `aud` must contain"))
+    token_jwks: str = field(
+        default="",
+        metadata=_setting("access", "JWKS file with the issuer's keys; empty: they are asked for over HTTPS"),
+    )
+    token_ca: str = field(
+        default="",
+        metadata=_setting("access", "PEM file: authorities of the issuer's certificate; empty: the system's"),
+    )
+    token_tenant_claim: str = field(default="tenant", metadata=_setting("access", "claim that has the tenant"))
+    token_groups_claim: str = field(default="groups", metadata=_setting("access", "claim that has the groups"))
+    no_audit: bool = field(default=False, metadata=_setting("access", "write no audit log"))
+
     kek: str = field(
         default="",
         metadata=_setting(
@@ -219,6 +244,14 @@ class ServerConfig:
                 raise InvalidInput(f"{one.name}: got {value!r}, expected one of {', '.join(choices)}")
         if bool(self.tls_cert) is not bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
             raise InvalidInput("tls_cert, tls_key, tls_client_ca: got a part, expected both of the first two, or none")
+        if self.tls_cert and not (self.tls_client_ca or self.token_issuer):
+            raise InvalidInput(
+                "tls_client_ca, token_issuer: got neither, expected one of them: nobody could prove who calls"
+            )
+        if bool(self.token_issuer) is not bool(self.token_audience):
+            raise InvalidInput("token_issuer, token_audience: got one of them, expected both or none")
+        if self.token_issuer and not self.tls_cert:
+            raise InvalidInput("token_issuer: got it without tls_cert; tokens are taken over TLS only")
         if self.insecure and self.tls_cert:
             raise InvalidInput("insecure: got it with tls_cert, expected one of the two")
         if self.max_inflight_bytes < self.max_query_bytes:

@@ -7,14 +7,16 @@ message's format version, name, digest and lengths are checked before anything i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any
 
 from he_engine.engine import ServerEngine
 from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, NotFound, TamperedDataError
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Access, Caller
+from he_server.access.resources import Collection, Tenant
 from he_server.config import ServerConfig
 from he_server.rpc.admission import Admission
 from he_server.rpc.calls import step
@@ -28,28 +30,19 @@ from he_server.storage.segment_file import StoredSegment
 from he_server.storage.store import Store
 
 
-class CallContext(Protocol):
-    """What a method may ask about its call; grpc.ServicerContext is one."""
-
-    def is_active(self) -> bool:
-        """False once the caller has gone or the deadline has passed."""
-
-
-class LocalCall:
-    """The context of a call within the process: never cancelled."""
-
-    def is_active(self) -> bool:
-        return True
-
-
 class Service:
     """One open data folder, its engines and its threads. Thread-safe; `close` it, or use it as a context manager.
 
-    Raises what Store raises when it opens a folder. All methods raise HesearchErrors only, unless something is
-    broken.
+    `access` opens what decides on calls, once the folder is open. Raises what Store and `access` raise. All methods
+    raise HesearchErrors only, unless something is broken.
     """
 
-    def __init__(self, config: ServerConfig, make_engine: EngineMaker | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        make_engine: EngineMaker | None = None,
+        access: Callable[[ServerConfig], Access] = lambda _: Access(),
+    ) -> None:
         self.config = config
         self.admission = Admission(config)
         self._checks = Checks(config)
@@ -62,16 +55,24 @@ class Service:
             index_memory_bytes=config.index_memory_bytes,
             forget=self._engines.forget,
         )
+        try:
+            self.access = access(config)
+        except BaseException:
+            self._store.close()
+            raise
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
         self._closing = False
         self._scans = Scans(self._pool, config.threads, self._store.reading)
 
     # ---- collections -----------------------------------------------------------------------------------
-    def create_collection(self, request: pb.CreateCollectionRequest, _call: CallContext) -> pb.Collection:
+    def create_collection(self, request: pb.CreateCollectionRequest, caller: Caller) -> pb.Collection:
         wire.check_context(request.context)
         parameters = wire.parameters_from_wire(request.parameters)
         wire.check_context(request.context, parameter_digest=parameters.digest)
         self._checks.new_collection(request, parameters)
+        me, tags = caller.principal, tuple(sorted(request.tags.items()))
+        wanted = Collection(me.tenant, request.context.collection, me.name, frozenset(tags))
+        self.access.require(caller, "CreateCollection", wanted, request_bytes=request.ByteSize())
         with contextlib.closing(self._engines.make(parameters)) as engine:  # takes no collection's place
             self._checks.engine(engine)
         record = CollectionRecord(
@@ -80,30 +81,40 @@ class Service:
             parameters=request.parameters.SerializeToString(deterministic=True),
             parameter_digest=parameters.digest,
             version=request.import_version - 1 if request.import_version else 1,
+            tenant=me.tenant,
+            owner=me.name,
+            tags=tags,
         )
+        if not self._store.is_there(record):
+            self.access.count_collection(caller, *self._store.counts(me.tenant, me.name))
         self._store.create(record, request.sealed_manifest, self.config.max_collections)
         return self._collection(record)
 
-    def describe_collection(self, request: pb.DescribeCollectionRequest, _call: CallContext) -> pb.Collection:
+    def describe_collection(self, request: pb.DescribeCollectionRequest, caller: Caller) -> pb.Collection:
         wire.check_format(request.format_version)
-        return self._collection(self._store.find(wire.check_name(request.collection)))
+        return self._collection(self._found(caller, "DescribeCollection", wire.check_name(request.collection)))
 
-    def list_collections(self, request: pb.ListCollectionsRequest, _call: CallContext) -> pb.ListCollectionsResponse:
+    def list_collections(self, request: pb.ListCollectionsRequest, caller: Caller) -> pb.ListCollectionsResponse:
+        """Those of the caller's tenant that the caller may describe."""
         wire.check_format(request.format_version)
+        tenant = caller.principal.tenant
+        self.access.require(caller, "ListCollections", Tenant(tenant))
+        records = [record for record in self._store.collections() if record.tenant == tenant]
+        shown = [one for one in records if self.access.allows(caller, "DescribeCollection", _resource(one))]
         return pb.ListCollectionsResponse(
-            format_version=wire.FORMAT_VERSION,
-            collections=[self._collection(record) for record in self._store.collections()],
+            format_version=wire.FORMAT_VERSION, collections=[self._collection(record) for record in shown]
         )
 
-    def drop_collection(self, request: pb.DropCollectionRequest, _call: CallContext) -> pb.DropCollectionResponse:
-        record = self._find(request.context, request.collection_id)
+    def drop_collection(self, request: pb.DropCollectionRequest, caller: Caller) -> pb.DropCollectionResponse:
+        record = self._find(caller, "DropCollection", request.context, request.collection_id)
         self._store.drop(record)
         return pb.DropCollectionResponse(context=request.context)
 
     # ---- segments --------------------------------------------------------------------------------------
-    def write_segment(self, requests: Iterator[pb.WriteSegmentRequest], _call: CallContext) -> pb.WriteSegmentResponse:
+    def write_segment(self, requests: Iterator[pb.WriteSegmentRequest], caller: Caller) -> pb.WriteSegmentResponse:
         header: pb.SegmentHeader = first_header(requests)
-        record = self._find(header.context, header.collection_id)
+        coming_bytes = sum(part.length_bytes for part in header.parts)
+        record = self._find(caller, "WriteSegment", header.context, header.collection_id, request_bytes=coming_bytes)
         parameters = self._parameters(record)
         with self._engines.using(parameters) as engine:
             description = self._checks.segment(header, engine)
@@ -111,6 +122,7 @@ class Service:
         if self._store.has((record.collection_id, header.segment_id)):
             response.existed = True
             return response
+        self.access.count_bytes(caller, coming_bytes)
         with self._store.upload(description, self.config.max_collection_bytes) as upload:
             for chunk in chunks_after(requests):
                 upload.write(chunk)
@@ -127,8 +139,8 @@ class Service:
             upload.publish()
         return response
 
-    def describe_segment(self, request: pb.DescribeSegmentRequest, _call: CallContext) -> pb.SegmentHeader:
-        record = self._find(request.context, request.collection_id)
+    def describe_segment(self, request: pb.DescribeSegmentRequest, caller: Caller) -> pb.SegmentHeader:
+        record = self._find(caller, "DescribeSegment", request.context, request.collection_id)
         wire.check_digest(request.segment_id, "segment_id")
         with self._store.segment(record, request.segment_id) as snapshot:
             (segment,) = snapshot.segments
@@ -145,16 +157,19 @@ class Service:
         )
 
     def read_segment_part(
-        self, request: pb.ReadSegmentPartRequest, _call: CallContext
+        self, request: pb.ReadSegmentPartRequest, caller: Caller
     ) -> Iterator[pb.ReadSegmentPartResponse]:
-        record = self._find(request.context)
+        wire.check_context(request.context)
+        part = self._checks.part_kind(request.kind)
+        record = self._find(caller, "ReadSegment", request.context, part=part)
         wire.check_digest(request.segment_id, "segment_id")
         with self._store.segment(record, request.segment_id) as snapshot:
             (segment,) = snapshot.segments
-            part, length_bytes = self._checks.part_range(request, segment.description)
+            entry, length_bytes = self._checks.part_range(request, segment.description)
+            self.access.count_bytes(caller, length_bytes)
             context: pb.Context | None = request.context
             try:
-                for chunk in segment_file.read_part(segment.source, part, request.offset_bytes, length_bytes):
+                for chunk in segment_file.read_part(segment.source, entry, request.offset_bytes, length_bytes):
                     yield pb.ReadSegmentPartResponse(context=context, chunk=chunk)
                     context = None
             except TamperedDataError:
@@ -164,8 +179,10 @@ class Service:
                 yield pb.ReadSegmentPartResponse(context=context)
 
     # ---- the manifest ----------------------------------------------------------------------------------
-    def commit_manifest(self, request: pb.CommitManifestRequest, _call: CallContext) -> pb.CommitManifestResponse:
-        record = self._find(request.context, request.collection_id)
+    def commit_manifest(self, request: pb.CommitManifestRequest, caller: Caller) -> pb.CommitManifestResponse:
+        record = self._find(
+            caller, "CommitManifest", request.context, request.collection_id, request_bytes=request.ByteSize()
+        )
         self._checks.manifest(request.sealed_manifest)
         self._checks.live_segments(request.live_segments)
         version = self._store.commit(
@@ -173,10 +190,8 @@ class Service:
         )
         return pb.CommitManifestResponse(context=request.context, version=version)
 
-    def read_manifest(self, request: pb.ReadManifestRequest, _call: CallContext) -> pb.ReadManifestResponse:
-        wire.check_context(request.context)
-        record, sealed, live = self._store.manifest(request.context.collection)
-        wire.check_context(request.context, parameter_digest=record.parameter_digest)
+    def read_manifest(self, request: pb.ReadManifestRequest, caller: Caller) -> pb.ReadManifestResponse:
+        record, sealed, live = self._store.manifest(self._find(caller, "ReadManifest", request.context))
         if not sealed:
             raise NotFound(f"collection: {record.name!r} is being imported, and has no manifest yet")
         return pb.ReadManifestResponse(
@@ -188,9 +203,9 @@ class Service:
         )
 
     # ---- answering -------------------------------------------------------------------------------------
-    def answer(self, requests: Iterator[pb.AnswerRequest], call: CallContext) -> Iterator[pb.AnswerResponse]:
+    def answer(self, requests: Iterator[pb.AnswerRequest], caller: Caller) -> Iterator[pb.AnswerResponse]:
         header: pb.AnswerHeader = first_header(requests)
-        record = self._find(header.context, header.collection_id)
+        record = self._find(caller, "Search", header.context, header.collection_id, queries=header.queries)
         parameters = self._parameters(record)
         with self._engines.using(parameters) as engine:
             expected_bytes = self._checks.queries(header, engine)
@@ -208,7 +223,9 @@ class Service:
                 step("scan"),
             ):
                 engine.check_queries(queries)
-                active = lambda: call.is_active() and not self._closing  # noqa: E731
+                self.access.count_bytes(caller, expected_bytes + scan.answer_bytes(len(queries)))
+                self.access.count_queries(caller, record.collection_id, len(queries))
+                active = lambda: caller.is_active() and not self._closing  # noqa: E731
                 for piece in scan.answer(queries, active, computed, pace):
                     yield pb.AnswerResponse(
                         context=header.context,
@@ -255,14 +272,29 @@ class Service:
                 for segment in snapshot.segments:
                     yield engine, segment
 
-    def _find(self, context: pb.Context, collection_id: bytes | None = None) -> CollectionRecord:
-        """The collection that a message means. Raises InvalidInput, NotFound or FormatVersionError."""
+    def _find(
+        self, caller: Caller, action: str, context: pb.Context, collection_id: bytes | None = None, **more: Any
+    ) -> CollectionRecord:
+        """The collection that a message means, if the caller may do this with it. Raises InvalidInput, NotFound,
+        PermissionDenied, FormatVersionError. `more`: as Access.require."""
         wire.check_context(context)
         if collection_id is not None:
             wire.check_collection_id(collection_id)
-        record = self._store.find(context.collection, collection_id)
+        record = self._found(caller, action, context.collection, collection_id, **more)
         wire.check_context(context, parameter_digest=record.parameter_digest)
         return record
+
+    def _found(
+        self, caller: Caller, action: str, name: str, collection_id: bytes | None = None, **more: Any
+    ) -> CollectionRecord:
+        """Of the caller's tenant: there are no others for it."""
+        try:
+            record = self._store.find(name, tenant=caller.principal.tenant)
+        except NotFound:
+            self.access.missing(caller, action, name)
+            raise
+        self.access.require(caller, action, _resource(record), **more)
+        return self._store.find(name, collection_id, caller.principal.tenant)
 
     @staticmethod
     def _parameters(record: CollectionRecord) -> wire.PublicParameters:
@@ -284,6 +316,8 @@ class Service:
             blocks=totals.blocks,
             stored_bytes=totals.stored_bytes,
             index_bytes=totals.index_bytes,
+            owner=record.owner,
+            tags=dict(record.tags),
         )
 
     def close(self) -> None:
@@ -291,6 +325,7 @@ class Service:
         self._closing = True
         self._pool.shutdown(cancel_futures=True)
         self._engines.close()
+        self.access.close()
         self._store.close()
 
     def __enter__(self) -> Service:
@@ -298,3 +333,7 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _resource(record: CollectionRecord) -> Collection:
+    return Collection(record.tenant, record.name, record.owner, frozenset(record.tags))

@@ -82,7 +82,7 @@ def sample(prefix: str, runs: Iterable[Run], arguments: argparse.Namespace, tall
     for name, run in runs:
         name = f"{prefix}/{name}"
         if arguments.only:
-            wanted = name == arguments.only
+            wanted = name.startswith(arguments.only)
         else:
             wanted = random.Random(f"{arguments.seed} {name}").random() * arguments.every < 1 or name.endswith(
                 REHEARSAL

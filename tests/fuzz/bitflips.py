@@ -151,7 +151,7 @@ class Files:
         kdf = {"name": "argon2id", "iterations": 1, "memory_kib": 8, "lanes": 1}
         header = {"format": keys.FORMAT, "version": 1, "kdf": kdf, "salt": "5a" * 16, "nonce": "a5" * 12}
         cipher = keys._cipher(header, "passphrase")
-        sealed = cipher.encrypt(bytes.fromhex("a5" * 12), bytes(range(32)), keys._canonical(header))
+        sealed = cipher.encrypt(bytes.fromhex("a5" * 12), bytes(range(32)), keys.canonical(header))
         data = (json.dumps({**header, "sealed": sealed.hex()}, indent=1) + "\n").encode()
 
         def read(data: bytes) -> object:
@@ -224,7 +224,7 @@ def _catalogue(path: Path, kek: KeyProvider | None) -> object:
     catalogue = Catalogue(path, kek)
     try:
         states = [(state.record.collection_id, state.to_bytes()) for state in catalogue.states()]
-        manifests = [catalogue.manifest(record.name) for record in catalogue.collections()]
+        manifests = [catalogue.manifest(record.collection_id) for record in catalogue.collections()]
         return states, manifests, catalogue.segments()
     finally:
         catalogue.close()
@@ -234,7 +234,7 @@ def _store(root: Path, kek: KeyProvider | None) -> object:
     """All that a server of this folder can give its clients."""
     store = Store(root, kek=kek)
     try:
-        record, sealed, live = store.manifest(NAME)
+        record, sealed, live = store.manifest(store.find(NAME))
         with store.snapshot(record, record.version) as snapshot:
             segments = [
                 (segment.description, [b"".join(read_part(source, p, 0, p.length_bytes)) for p in parts])

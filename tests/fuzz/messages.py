@@ -26,8 +26,9 @@ from he_proto import wire
 from he_proto.chunks import answer_requests, segment_requests
 from he_proto.status import error_from_status
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Caller
 from he_server.config import ServerConfig
-from he_server.service import LocalCall, Service
+from he_server.service import Service
 from tests.fuzz.formats import KEY, PARAMETERS
 from tests.fuzz.mutate import mutate_bytes, mutate_protobuf
 from tests.fuzz.target import Target, scratch
@@ -142,7 +143,7 @@ class Server:
         method = METHODS[number]
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
         request = iter(messages) if method.client_streaming else messages[0]
-        response = getattr(self.service, name)(request, LocalCall())
+        response = getattr(self.service, name)(request, Caller())
         return list(response) if method.server_streaming else [response]
 
     def rebuild(self) -> None:

@@ -206,6 +206,19 @@ TESTS = (
         "can be read is as before, as for bytes that SQLite does not use and for spaces in a key file: those have no "
         "effect, and are counted apart. Anything else is a failure.",
     ),
+    Test(
+        "a server that lies",
+        "malicious",
+        "≥ 20,000 lies, each refused or without effect, none decrypted",
+        lambda figures: (
+            f"{figures['runs']:,} of {figures['kinds']} kinds: {figures['detected']:,} refused, "
+            f"{figures['harmless']:,} without effect, {figures['failures']} failures"
+        ),
+        lambda figures: _clean(figures) and figures["runs"] >= 20_000,
+        "A proxy between clients and a server of ours changes what comes back, in a way, at a place and by an amount that "
+        "follow from the seed ([malicious.md](malicious.md)). Right is an error that was expected of that kind of lie, or "
+        "results that are those of the honest server, bit for bit.",
+    ),
 )
 
 

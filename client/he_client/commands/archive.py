@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from he_client.commands.common import Subparsers, add_command, add_key, add_server, connect, counted, load_key, report
+from he_client.commands.key_paths import key_path
 from he_client.durable import new_file
 from he_client.results import RepairReport
 from he_engine.errors import AlreadyExists
@@ -64,7 +65,7 @@ def add_reseal(subparsers: Subparsers) -> None:
     )  # fmt: skip
     parser.add_argument("name")
     add_key(parser)
-    parser.add_argument("--new-key", type=Path, required=True, help="its new key file; `hesearch keygen` makes one")
+    parser.add_argument("--new-key", type=key_path, required=True, help="its new key file; `hesearch keygen` makes one")
     parser.add_argument("--new-passphrase-file", type=Path, help="the same as --passphrase-file, for the new key")
     parser.add_argument(
         "--journal", type=Path, help="what is done already; default: the new key file's name with .reseal after it"
@@ -74,7 +75,9 @@ def add_reseal(subparsers: Subparsers) -> None:
 
 def _reseal(arguments: argparse.Namespace) -> int:
     key = load_key(arguments)
-    new = argparse.Namespace(key=arguments.new_key, passphrase_file=arguments.new_passphrase_file)
+    new = argparse.Namespace(
+        key=arguments.new_key, passphrase_file=arguments.new_passphrase_file, key_program=arguments.key_program
+    )
     new_key = load_key(new, "--new-passphrase-file")
     journal = arguments.journal or arguments.new_key.with_name(arguments.new_key.name + ".reseal")
     with connect(arguments) as client:

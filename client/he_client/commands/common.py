@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from he_client import keyring
 from he_client.client import Client
+from he_client.commands.key_paths import add_unlocking, key_path
 from he_client.files import parse_ids, read_lines, read_table
 from he_client.keys import CollectionKey
 from he_client.results import Hit, RowId
@@ -75,8 +77,8 @@ def add_security(parser: argparse.ArgumentParser) -> None:
 
 
 def add_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key", required=True, type=Path, help="the collection's key file")
-    parser.add_argument("--passphrase-file", type=Path, help="read the passphrase from the first line of this file")
+    parser.add_argument("--key", required=True, type=key_path, help="the collection's key: a file, or ring:NAME")
+    add_unlocking(parser)
 
 
 def connect(arguments: argparse.Namespace) -> Client:
@@ -89,7 +91,7 @@ def connect(arguments: argparse.Namespace) -> Client:
     )  # fmt: skip
 
 
-def _passphrase(
+def ask_passphrase(
     arguments: argparse.Namespace, of: Path, *, confirm: bool = False, option: str = "--passphrase-file"
 ) -> str:
     """`of`: the key file. `option`: the one that `arguments.passphrase_file` came from."""
@@ -111,7 +113,12 @@ def load_key(arguments: argparse.Namespace, option: str = "--passphrase-file") -
     """The key of `arguments.key`; `option` is named where there is no terminal to ask on."""
     if not arguments.key.is_file():
         raise NotFound(f"key file {arguments.key}: no such file; `hesearch keygen` makes one")
-    return CollectionKey.load(arguments.key, _passphrase(arguments, arguments.key, option=option))
+    return keyring.load_key(
+        CollectionKey,
+        arguments.key,
+        lambda path: ask_passphrase(arguments, path, option=option),
+        arguments.key_program,
+    )
 
 
 def confirm(question: str) -> None:
@@ -133,6 +140,7 @@ def add_serve(subparsers: Subparsers) -> None:
     try:
         from he_server.access.certs_command import add_certs_parser
         from he_server.access.policy_commands import add_policy_parsers
+        from he_server.audit.commands import add_audit_parsers
         from he_server.cli import add_serve_parser
         from he_server.operate.commands import add_operator_parsers
     except ImportError:
@@ -140,6 +148,7 @@ def add_serve(subparsers: Subparsers) -> None:
     add_serve_parser(subparsers)
     add_operator_parsers(subparsers)
     add_policy_parsers(subparsers)
+    add_audit_parsers(subparsers)
     add_certs_parser(subparsers)
 
 
@@ -159,7 +168,7 @@ def add_keygen(subparsers: Subparsers) -> None:
 def _keygen(arguments: argparse.Namespace) -> int:
     if arguments.path.exists():
         raise AlreadyExists(f"key file {arguments.path}: exists; keys are never overwritten")
-    CollectionKey.generate().save(arguments.path, _passphrase(arguments, arguments.path, confirm=True))
+    CollectionKey.generate().save(arguments.path, ask_passphrase(arguments, arguments.path, confirm=True))
     text = f"wrote {arguments.path}: whoever has it and its passphrase reads the data; without it nobody can"
     return report(arguments, {"key": str(arguments.path)}, text)
 

@@ -54,7 +54,14 @@ class Parameters(_message.Message):
     def __init__(self, engine: _Optional[_Union[Engine, str]] = ..., profile: _Optional[str] = ..., dim: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
 
 class Collection(_message.Message):
-    __slots__ = ("context", "collection_id", "parameters", "version", "segments", "blocks", "stored_bytes", "index_bytes")
+    __slots__ = ("context", "collection_id", "parameters", "version", "segments", "blocks", "stored_bytes", "index_bytes", "owner", "tags")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +70,8 @@ class Collection(_message.Message):
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
     INDEX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     context: Context
     collection_id: bytes
     parameters: Parameters
@@ -71,21 +80,32 @@ class Collection(_message.Message):
     blocks: int
     stored_bytes: int
     index_bytes: int
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., version: _Optional[int] = ..., segments: _Optional[int] = ..., blocks: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ...) -> None: ...
+    owner: str
+    tags: _containers.ScalarMap[str, str]
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., version: _Optional[int] = ..., segments: _Optional[int] = ..., blocks: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., owner: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class CreateCollectionRequest(_message.Message):
-    __slots__ = ("context", "collection_id", "parameters", "sealed_manifest", "import_version")
+    __slots__ = ("context", "collection_id", "parameters", "sealed_manifest", "import_version", "tags")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SEALED_MANIFEST_FIELD_NUMBER: _ClassVar[int]
     IMPORT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     context: Context
     collection_id: bytes
     parameters: Parameters
     sealed_manifest: bytes
     import_version: int
-    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., sealed_manifest: _Optional[bytes] = ..., import_version: _Optional[int] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    def __init__(self, context: _Optional[_Union[Context, _Mapping]] = ..., collection_id: _Optional[bytes] = ..., parameters: _Optional[_Union[Parameters, _Mapping]] = ..., sealed_manifest: _Optional[bytes] = ..., import_version: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class DescribeCollectionRequest(_message.Message):
     __slots__ = ("format_version", "collection")

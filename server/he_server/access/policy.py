@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from he_engine.errors import HesearchError, NotFound, PermissionDenied
 from he_server.access.policy_files import SourcePolicy, cedarpy, read_groups, read_policies, read_schema
 from he_server.access.principals import Principal
+from he_server.access.resources import Collection, Decision, Resource, Server, Tenant
 
 KEPT_DECISIONS = 16384  #: bounds memory, to some 15 MB
 
@@ -21,47 +20,6 @@ COLLECTION_ACTIONS = (
 TENANT_ACTIONS = ("ListCollections", "ReadAudit")
 SERVER_ACTIONS = ("Backup", "Restore", "Fsck", "RotateKeys", "ReadMetrics", "ReadAudit")
 PARTS = ("index", "hint", "rows", "fingerprint", "payloads")  #: of a segment, of which ReadSegment reads one
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """`owner`: the name of the principal (of the same tenant) who made it. Names have no "/" in them."""
-
-    tenant: str
-    name: str
-    owner: str
-    tags: frozenset[tuple[str, str]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """Whose collections are listed, or whose lines of the audit log are read."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """This server and its data folder, operated by a tenant."""
-
-    tenant: str
-
-
-Resource = Collection | Tenant | Server
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """`policies`: ids of those that permit, or of those that forbid; none where it is denied for lack of any.
-
-    `hidden`: denied, and the principal may not describe the collection either, so it must not learn that there is one.
-    `errors`: why Cedar could not evaluate, for the operator; denied then.
-    """
-
-    allowed: bool
-    policies: tuple[str, ...] = ()
-    hidden: bool = False
-    errors: tuple[str, ...] = ()
 
 
 class Policies:
@@ -124,15 +82,6 @@ class Policies:
             "parents": [_uid("Group", group) for group in sorted(groups)],
         }
         return [caller] if isinstance(resource, Tenant) else [caller, _entity(resource)]
-
-
-def refusal(principal: Principal, action: str, resource: Resource, decision: Decision) -> HesearchError:
-    """The error to raise for a decision that denies: NotFound, in the words in which the catalogue says it of a
-    collection that is none, where it is hidden; PermissionDenied otherwise."""
-    if decision.hidden and isinstance(resource, Collection):
-        return NotFound(f"collection: there is no {resource.name!r}")
-    what = f" of collection {resource.name!r}" if isinstance(resource, Collection) else ""
-    return PermissionDenied(f"{action}{what}: no policy lets {principal} do this; ask for a role")
 
 
 def _uid(kind: str, name: str) -> dict[str, str]:

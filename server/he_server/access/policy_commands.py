@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from he_engine.errors import AlreadyExists, InvalidInput
 from he_server.access.principals import Principal
+from he_server.access.resources import Collection, Decision, Resource, Server, Tenant
 from he_server.operate.parsers import command, report
 
 if TYPE_CHECKING:
-    from he_server.access.policy import Decision, Policies, Resource
+    from he_server.access.policy import Policies
 
 # he_server.access.policy is imported where a command runs: its Cedar package is of the extra `server`.
 
@@ -103,11 +104,11 @@ def _resource(arguments: argparse.Namespace) -> Resource:
             if not equals:
                 raise InvalidInput(f"tag: got {tag!r}, expected KEY=VALUE")
             tags[key] = value
-        return policy.Collection(tenant or arguments.tenant, name, arguments.owner or "", frozenset(tags.items()))
+        return Collection(tenant or arguments.tenant, name, arguments.owner or "", frozenset(tags.items()))
     if action in policy.SERVER_ACTIONS:
-        return policy.Server(arguments.operating_tenant or arguments.tenant)
+        return Server(arguments.operating_tenant or arguments.tenant)
     if action in policy.TENANT_ACTIONS:
-        return policy.Tenant(arguments.tenant)
+        return Tenant(arguments.tenant)
     known = ", ".join(dict.fromkeys((*policy.COLLECTION_ACTIONS, *policy.TENANT_ACTIONS, *policy.SERVER_ACTIONS)))
     raise InvalidInput(f"action: got {action!r}, expected one of {known}")
 

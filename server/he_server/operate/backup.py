@@ -4,6 +4,7 @@
     backup.json             what belongs to the backup
     catalogue.sqlite        of one moment
     segments/…              every segment file of that moment, as in a data folder (he_server.storage.folder)
+    audit/…                 the audit log, a little longer than at that moment
 
 `hesearch fsck` checks a backup as it checks a data folder; nothing else may open it, so that it stays what it was.
 
@@ -37,7 +38,7 @@ from pathlib import Path, PurePosixPath
 
 from he_engine.errors import HesearchError, InvalidInput, NotFound, TamperedDataError, Unavailable
 from he_server.operate.backup_files import REPLACEMENT, Progress, Seen, Summary, copied, seen, summary
-from he_server.operate.backup_list import CATALOGUE, LOCK, Entry, read_list, write_list
+from he_server.operate.backup_list import AUDIT, CATALOGUE, LOCK, Entry, read_list, write_list
 from he_server.operate.fsck import locked
 from he_server.storage import files
 from he_server.storage.database import sqlite_errors
@@ -66,7 +67,7 @@ def backup(data: Path, target: Path, progress: Progress = lambda *_: None) -> Su
             for path in incoming.iterdir():
                 files.remove(path)
         places = _one_moment(data, links, incoming / CATALOGUE)
-        return _Copying(target, progress).of(links.folder, places)
+        return _Copying(target, progress).of(links.folder, places, data)
 
 
 # ---- one moment ----------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class _Copying:
         self._new: list[Entry] = []
         self._unread: list[str] = []
 
-    def of(self, links: Path, places: list[str]) -> Summary:
+    def of(self, links: Path, places: list[str], data: Path) -> Summary:
         """Segment files first; the list gets its name when all else is on the disk."""
         sources = {place: links / place.removeprefix("segments/") for place in places}
         with files.storage_errors("looking at segment files"):
@@ -140,6 +141,9 @@ class _Copying:
             if found := self._taken(place, source):
                 all_seen[place] = found
                 self._progress(done_bytes := done_bytes + found.entry.length_bytes, all_bytes)
+        for place in AUDIT:
+            if (data / place).exists():
+                all_seen[place] = self._copied(place, data / place)
         all_seen[CATALOGUE] = self._copied(CATALOGUE, self._incoming / CATALOGUE)
         self._sync()
         entries = {place: found.entry for place, found in all_seen.items()}
@@ -189,7 +193,9 @@ class _Copying:
 
     def _settle(self, entries: Mapping[str, Entry]) -> None:
         """What the list names gets its name; other replacements are of a backup that was interrupted, and go."""
-        for path in [*self._target.glob(f"*{REPLACEMENT}"), *self._target.glob(f"segments/*/*{REPLACEMENT}")]:
+        for path in [
+            found for depth in ("*", "audit/*", "segments/*/*") for found in self._target.glob(depth + REPLACEMENT)
+        ]:
             named = path.with_name(path.name.removesuffix(REPLACEMENT))
             place = str(named.relative_to(self._target))
             with files.storage_errors("naming a file"):
@@ -203,7 +209,7 @@ class _Copying:
 
     def _sync(self) -> None:
         with files.storage_errors("syncing"):
-            for folder in (*(self._target / "segments").iterdir(), self._target):
+            for folder in (*(self._target / "segments").iterdir(), *self._target.glob("audit"), self._target):
                 files.sync_folder(folder)
 
     def _clean(self, entries: Mapping[str, Entry]) -> None:

@@ -80,7 +80,7 @@ class _Passing:
 def _passed(path: Path, place: str, sink: Callable[[Buffer], None]) -> Seen:
     file, damage = _Passing(path, sink), ""
     try:
-        if place != CATALOGUE:
+        if place.startswith("segments/"):
             _check(file, place)
     except (TamperedDataError, FormatVersionError) as error:
         damage = f"{place}: {error}"

@@ -3,7 +3,7 @@
     {"files": {place: {"bytes": n, "sha256": hex}}, "format": 1, "made_s": Unix time, "sha256": hex}
 
 The last is of all the rest as JSON with sorted keys and no spaces. A place is `catalogue.sqlite` or that of a segment
-file in a data folder.
+file, or of a file of the audit log, in a data folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from he_server.storage.files import NewFile
 
 FORMAT = 1
 CATALOGUE, LIST, LOCK = "catalogue.sqlite", "backup.json", "backup.lock"
-PLACE = re.compile(r"catalogue\.sqlite|segments/[0-9a-f]{32}/[0-9a-f]{64}(\.[1-9][0-9]{0,9})?")
+AUDIT = ("audit/head", "audit/log", "audit/keys")  #: in this order: the log, which grows, is not behind its head then
+PLACE = re.compile(r"catalogue\.sqlite|audit/(head|log|keys)|segments/[0-9a-f]{32}/[0-9a-f]{64}(\.[1-9][0-9]{0,9})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

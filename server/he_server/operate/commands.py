@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from he_engine.errors import InvalidInput
+from he_server.audit.keys import KEYS, open_keys
+from he_server.audit.log import FOLDER as AUDIT
 from he_server.operate.backup import backup
 from he_server.operate.backup_files import Summary
 from he_server.operate.fsck import check, locked
@@ -151,6 +153,8 @@ def _kek_rotate(arguments: argparse.Namespace) -> int:
     with _stopped(data):
         if not (before := wrapped_key(data / "catalogue.sqlite")):
             raise InvalidInput("kek: this data folder is not sealed; `hesearch rekey` with --kek seals it")
+        if (data / AUDIT / KEYS).exists():
+            open_keys(data / AUDIT, kek, previous)
         Catalogue(data / "catalogue.sqlite", kek, previous).close()
         rotated = wrapped_key(data / "catalogue.sqlite") != before
     text = "the folder opens with the new key-encryption key now, and with the previous one no more"
@@ -185,6 +189,8 @@ def _rekey(arguments: argparse.Namespace) -> int:
     with _stopped(data):
         if arguments.folder_key:
             _new_folder_key(data, kek)
+        if (data / AUDIT / KEYS).exists():
+            open_keys(data / AUDIT, kek)
     written, left = rekey(data, kek)
     text = f"wrote {written} segment files anew" + (
         f"; damaged, and left as they are: {left} (run `hesearch fsck`)" if left else ""

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
+from he_server.audit.log import FOLDER as AUDIT
+from he_server.audit.verify import verify as verify_audit
 from he_server.operate import fsck_catalogue
 from he_server.operate.fsck_catalogue import Rows
 from he_server.storage import files
@@ -137,6 +139,8 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
         if strays and not (catalogue.exists() and catalogue.stat().st_size):
             rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
     found = Findings(rows, list(rows.problems), strays, unfinished)
+    if (root / AUDIT).exists() and (problem := verify_audit(root / AUDIT).problem):
+        found.problems.append(f"audit log: {problem}; `hesearch audit verify` and docs/audit.md say more")
     for key, (record, _) in rows.segments.items():
         try:
             found.checked_bytes += _check_segment(segments, rows, record, progress)

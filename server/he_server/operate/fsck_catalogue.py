@@ -1,8 +1,8 @@
 """What can be read of a catalogue, damaged or not, and a new one made of it.
 
 It is read from a copy (with the log of a server that was killed), so the file itself stays as it is; a copy of schema
-version 1 is brought to version 2 first. Rows are taken one by one, from both ends of each table where a page between is
-damaged; a row counts if its cells open.
+version 1 is first brought to the newest. Rows are taken one by one, from both ends of each table where a page between
+is damaged; a row counts if its cells open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
 from he_server.storage import catalogue_v1
-from he_server.storage.catalogue import FOLDER_KEY_CONTEXT, SCHEMA_VERSION, Catalogue
+from he_server.storage.catalogue import BEFORE_TENANTS, FOLDER_KEY_CONTEXT, SCHEMA_VERSION, Catalogue
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_from_bytes, segment_to_bytes
 from he_server.storage.cells import close_cell, open_cell
 from he_server.storage.database import APPLICATION_ID, Database
@@ -106,7 +106,7 @@ def _version(db: sqlite3.Connection) -> int:
     objects = db.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]
     if application != APPLICATION_ID and (application or objects):
         raise FormatVersionError("catalogue: this SQLite file is not one of ours")
-    if objects and version not in (catalogue_v1.SCHEMA_VERSION, SCHEMA_VERSION):
+    if objects and version not in (catalogue_v1.SCHEMA_VERSION, BEFORE_TENANTS, SCHEMA_VERSION):
         raise FormatVersionError(f"catalogue: got schema version {version}, expected {SCHEMA_VERSION}")
     return int(version)
 
@@ -190,7 +190,8 @@ def _readable(
 
 
 def rebuild(target: Path, rows: Rows, found: Iterable[tuple[SegmentRecord, float]]) -> None:
-    """A new catalogue, durably, of all that is sound, and of segments whose rows were not. Raises as Database."""
+    """A new catalogue, durably and all in the one file, of all that is sound, and of segments whose rows were not.
+    Raises as Database."""
     Catalogue(target).close()
     database = Database(target)
     try:
@@ -204,6 +205,7 @@ def rebuild(target: Path, rows: Rows, found: Iterable[tuple[SegmentRecord, float
                 key = record.file_id[:2]
                 cell = close_cell(rows.key, "segment", length_prefixed(*key), segment_to_bytes(record, touched_s))
                 db.execute("INSERT INTO segments VALUES (?, ?, ?)", (*key, cell))
+        database.settle()
     finally:
         database.close()
 
@@ -212,7 +214,8 @@ def wrapped_key(catalogue: Path) -> bytes:
     """The folder key as it is wrapped; empty: the folder is not sealed. Raises as Database."""
     database = Database(catalogue)
     try:
-        found = database.one("SELECT wrapped_key FROM folder")[0] if database.schema_version == SCHEMA_VERSION else b""
-        return bytes(found)
+        if database.schema_version in (BEFORE_TENANTS, SCHEMA_VERSION):
+            return bytes(database.one("SELECT wrapped_key FROM folder")[0])
+        return b""
     finally:
         database.close()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from he_engine.errors import HesearchError, NotFound
+from he_engine.errors import HesearchError, NotFound, TamperedDataError
 from he_engine.keys import length_prefixed
 from he_server.operate import fsck_catalogue
 from he_server.operate.fsck import Findings, verify
@@ -18,7 +18,7 @@ from he_server.operate.fsck_catalogue import Rows
 from he_server.storage import files
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_to_bytes
 from he_server.storage.cells import close_cell
-from he_server.storage.database import Database
+from he_server.storage.database import Database, sqlite_errors
 from he_server.storage.files import NewFile, PlainFile
 from he_server.storage.folder import place
 from he_server.storage.kek import KeyProvider
@@ -122,7 +122,11 @@ class Repair:
         for suffix in ("", "-wal", "-shm"):
             files.remove(new.with_name(new.name + suffix))
         fsck_catalogue.rebuild(new, rows, [self._row_of_file(rows, key) for key in rows.rowless])
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(catalogue)) as old:
+        with (
+            contextlib.suppress(TamperedDataError),
+            sqlite_errors(),  # a full disk ends it here: all is as it was
+            contextlib.closing(sqlite3.connect(catalogue)) as old,
+        ):
             old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         with files.storage_errors("replacing the catalogue"):
             for suffix in ("-wal", "-shm"):

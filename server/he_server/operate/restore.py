@@ -31,7 +31,7 @@ def restore(source: Path, data: Path, progress: Progress = lambda *_: None) -> S
             all_seen = _restore(source, data, entries, progress)
             return summary(data, all_seen, entries.values())
         except BaseException:
-            for name in ("segments", "incoming"):
+            for name in ("segments", "incoming", "audit"):
                 shutil.rmtree(data / name, ignore_errors=True)
             for name in (CATALOGUE, "lock"):
                 files.remove(data / name)
@@ -49,7 +49,7 @@ def _restore(source: Path, data: Path, entries: Mapping[str, Entry], progress: P
         target = data / place
         if place == CATALOGUE:
             with files.storage_errors("syncing"):
-                for folder in (data / "segments").iterdir():
+                for folder in (*(data / "segments").iterdir(), *data.glob("audit")):
                     files.sync_folder(folder)
         else:
             files.make_folder(target.parent, 0o700)

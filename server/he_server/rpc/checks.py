@@ -7,6 +7,7 @@ be right, LimitExceeded for what is more than this server admits.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from he_server.config import ServerConfig
 from he_server.storage.segment_file import Description, PartEntry
 
 MAX_VERSION = 1 << 48  #: of a manifest; above what any collection reaches, below what the catalogue can count
+MAX_TAGS = 16  #: of a collection
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EMPTY_SHA256 = hashlib.sha256().digest()
 
 
@@ -60,6 +63,9 @@ class Checks:
             raise InvalidInput("sealed_manifest: got one with import_version, expected it with the first commit")
         elif request.import_version >= MAX_VERSION:
             raise InvalidInput(f"import_version: got {request.import_version}, expected less than {MAX_VERSION}")
+        at_most("tags", len(request.tags), MAX_TAGS)
+        if not all(_TAG.fullmatch(text) for tag in request.tags.items() for text in tag):
+            raise InvalidInput(f"tags: expected names and values of {_TAG.pattern}, got something else")
 
     def engine(self, engine: ServerEngine) -> None:
         """Whether a collection of such ciphertexts could ever be used here."""
@@ -104,13 +110,16 @@ class Checks:
             )
         return description
 
+    @staticmethod
+    def part_kind(kind: int) -> str:
+        """As policies name it."""
+        if kind not in pb.PartKind.values()[1:]:
+            raise InvalidInput(f"kind: got {kind}, expected a known part")
+        return wire.part_name(kind).lower()
+
     def part_range(self, request: pb.ReadSegmentPartRequest, description: Description) -> tuple[PartEntry, int]:
         """The part that is asked for, and the number of bytes to send."""
-        part = description.part(request.kind)
-        if part is None:
-            if request.kind not in pb.PartKind.values()[1:]:
-                raise InvalidInput(f"kind: got {int(request.kind)}, expected a known part")
-            part = PartEntry(request.kind, 0, 0, _EMPTY_SHA256)
+        part = description.part(request.kind) or PartEntry(request.kind, 0, 0, _EMPTY_SHA256)
         length_bytes = request.length_bytes or max(0, part.length_bytes - request.offset_bytes)
         if request.offset_bytes + length_bytes > part.length_bytes:
             raise InvalidInput(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
@@ -19,8 +20,10 @@ from he_engine.errors import InvalidInput, MissingExtra
 from he_proto import wire
 from he_proto.status import ERROR_METADATA, status_of
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Caller
 from he_server.config import ServerConfig
 from he_server.rpc.admission import Admission, Gate
+from he_server.rpc.calls import current
 from he_server.rpc.idle import CallWatch
 from he_server.rpc.listening import require_listenable, split_address, taken
 from he_server.rpc.tls import Certificates
@@ -158,6 +161,7 @@ class Adapter:
 
     def __init__(self, service: Service, watch: CallWatch) -> None:
         self._watch = watch
+        self._access = service.access
         self._admission = service.admission
         self._message_bytes = service.config.max_message_bytes
         self.handlers = {method.name: self._handler(method, service) for method in _DESCRIPTOR.methods}
@@ -177,8 +181,10 @@ class Adapter:
     ) -> Callable[[Iterator[Any], grpc.ServicerContext], Any]:
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
             try:
-                with self._admitted(method, requests, context) as request:
-                    return serve(request, context)
+                with self._admitted(method, requests, context) as (request, caller):
+                    response = serve(request, caller)
+                    caller.settle()
+                    return response
             except Exception as error:
                 caught = error
             _fail(method.name, caught, context)
@@ -188,10 +194,12 @@ class Adapter:
     def _streaming(self, method: Any, serve: Callable[[Any, Any], Iterator[Any]]) -> _Streaming:
         def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             try:
-                with self._admitted(method, requests, context) as request:
-                    for response in serve(request, context):
+                with self._admitted(method, requests, context) as (request, caller):
+                    for response in serve(request, caller):
+                        caller.settle()
                         with self._watch.waiting(context.cancel):
                             yield response
+                    caller.settle()
                 return
             except Exception as error:
                 caught = error
@@ -200,8 +208,15 @@ class Adapter:
         return call
 
     @contextlib.contextmanager
-    def _admitted(self, method: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        """A block that has a place; what it gets is the request, or all of them. Raises Overloaded, InvalidInput."""
+    def _admitted(
+        self, method: Any, requests: Iterator[Any], context: grpc.ServicerContext
+    ) -> Iterator[tuple[Any, Caller]]:
+        """A block that has a place; what it gets is the request, or all of them, and who makes it. Raises
+        Unauthenticated, QuotaExceeded, Overloaded, InvalidInput."""
+        principal = self._access.authentication.principal(context)
+        self._access.count_call(principal)
+        observed = current.get()
+        caller = Caller(principal, observed.request_id if observed else uuid.uuid4().hex, context.is_active)
         with contextlib.ExitStack() as held:
             held.enter_context(self._admission.place(method.name).taken())
             held.enter_context(self._watch.calling(context.cancel))
@@ -209,11 +224,11 @@ class Adapter:
                 held.enter_context(self._admission.inflight_bytes.taken(self._message_bytes))
             received = self._watch.received(requests, context.cancel)
             if method.client_streaming:
-                yield received
+                yield received, caller
                 return
             if (request := next(received, None)) is None:
                 raise InvalidInput("request: got none, expected a message")
-            yield request
+            yield request, caller
 
 
 def _fail(name: str, error: Exception, context: grpc.ServicerContext) -> NoReturn:

@@ -132,10 +132,14 @@ class Scan:
         finally:
             self._leave(call)
 
+    def answer_bytes(self, queries: int) -> int:
+        """Of so many queries, all segments."""
+        return queries * self._blocks * self._engine.answer_bytes_per_block
+
     def call_bytes(self, queries: int) -> int:
         """The most that the answers of one call take at a time (the module's docstring)."""
         return min(
-            queries * self._blocks * self._engine.answer_bytes_per_block,
+            self.answer_bytes(queries),
             self._threads * CALL_ANSWER_BYTES + RIDER_QUERIES * CHUNK_BYTES,
         )
 

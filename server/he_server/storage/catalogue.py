@@ -1,7 +1,7 @@
 """The catalogue: which collections and segments there are, and which segments each manifest makes live.
 
 It is small and read all the time, so all but the manifests is kept in memory, and who reads that waits for no disk;
-each change is first a transaction in one SQLite file (he_server.storage.database), schema version 2:
+each change is first a transaction in one SQLite file (he_server.storage.database), schema version 3:
 
     folder       one INTEGER = 1 · wrapped_key BLOB     the folder key under the key-encryption key; empty: not sealed
     collections  collection_id BLOB · state BLOB · manifest BLOB
@@ -54,7 +54,8 @@ from he_server.storage.kek import KeyProvider
 
 __all__ = ["Catalogue", "CollectionRecord", "DataKey", "FileId", "Key", "SegmentRecord", "State", "Totals"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+BEFORE_TENANTS = 2  #: differs in what rows of collections end with, and is stamped anew
 FOLDER_KEY_CONTEXT = b"hesearch folder key"  #: of what the key-encryption key wraps
 _SCHEMA = (
     "CREATE TABLE folder (one INTEGER PRIMARY KEY CHECK (one = 1), wrapped_key BLOB NOT NULL)",
@@ -80,7 +81,7 @@ class Catalogue:
         self._db = Database(path)
         self._key: RootKey | None = None
         self._states: dict[bytes, State] = {}  # by collection id
-        self._names: dict[str, bytes] = {}
+        self._places: dict[tuple[str, str], bytes] = {}
         self._dropped = 0  # the newest generation of all collections dropped since the start
         self._segments: dict[bytes, dict[bytes, tuple[SegmentRecord, float]]] = {}  # and when each was last sent
         self._lock = threading.Lock()  # of what is in memory: never held while the disk works
@@ -98,6 +99,10 @@ class Catalogue:
     def _open_schema(self) -> None:
         version = self._db.schema_version
         if version == SCHEMA_VERSION:
+            return
+        if version == BEFORE_TENANTS:
+            with self._db.transaction():
+                self._db.stamp(SCHEMA_VERSION)
             return
         if version not in (0, catalogue_v1.SCHEMA_VERSION):
             raise FormatVersionError(f"catalogue: got schema version {version}, expected {SCHEMA_VERSION}")
@@ -157,7 +162,7 @@ class Catalogue:
         collection_id = state.record.collection_id
         with self._lock:
             self._states[collection_id] = state
-            self._names[state.record.name] = collection_id
+            self._places[state.record.place] = collection_id
             self._segments.setdefault(collection_id, {})
 
     def _seal(self, kek: KeyProvider) -> None:
@@ -229,7 +234,7 @@ class Catalogue:
         """A collection at its version; without a manifest where it is imported. The same request again changes
         nothing. Raises AlreadyExists for a name or an id that is taken, LimitExceeded if there are `limit`."""
         with self._db.lock:
-            found = self._states.get(self._names.get(record.name, record.collection_id))
+            found = self._states.get(self._places.get(record.place, record.collection_id))
             if found:
                 same = (
                     found.record == record and (self._manifest(found) if found.has_manifest else b"") == sealed_manifest
@@ -247,10 +252,10 @@ class Catalogue:
                 self._write_manifest(db, state, sealed_manifest)
             self._remember(state)
 
-    def find(self, name: str) -> CollectionRecord:
+    def find(self, name: str, tenant: str) -> CollectionRecord:
         """Raises NotFound."""
         with self._lock:
-            if (collection_id := self._names.get(name)) is None:
+            if (collection_id := self._places.get((tenant, name))) is None:
                 raise NotFound(f"collection: there is no {name!r}")
             return self._states[collection_id].record
 
@@ -264,9 +269,9 @@ class Catalogue:
             return list(self._states.values())
 
     def collections(self) -> list[CollectionRecord]:
-        """Sorted by name."""
+        """Sorted by tenant, then name."""
         with self._lock:
-            return [self._states[self._names[name]].record for name in sorted(self._names)]
+            return [self._states[self._places[place]].record for place in sorted(self._places)]
 
     def totals(self, collection_id: bytes) -> Totals:
         with self._lock:
@@ -297,7 +302,7 @@ class Catalogue:
                 self._dropped = max(self._dropped, state.newest_key.generation)
             with self._lock:
                 del self._states[collection_id]
-                del self._names[record.name]
+                del self._places[record.place]
                 return [segment.file_id for segment, _ in self._segments.pop(collection_id).values()]
 
     # ---- segments --------------------------------------------------------------------------------------
@@ -377,11 +382,11 @@ class Catalogue:
                 del self._segments[segment.collection_id][segment.segment_id]
 
     # ---- the manifest ----------------------------------------------------------------------------------
-    def manifest(self, name: str) -> tuple[CollectionRecord, bytes, list[bytes]]:
+    def manifest(self, collection_id: bytes) -> tuple[CollectionRecord, bytes, list[bytes]]:
         """The record, the sealed manifest and the live segments' ids in the order committed: all of one
         version. The manifest is empty while the collection is being imported. Raises NotFound."""
         with self._db.lock:
-            state = self._states[self.find(name).collection_id]
+            state = self._state(collection_id)
             return state.record, self._manifest(state), list(state.live)
 
     def live(self, collection_id: bytes) -> list[bytes]:

@@ -1,11 +1,14 @@
 """What the catalogue knows of collections and segments, and how a row is written down.
 
-Numbers are little-endian. The content of a collection's `state` cell (format 1):
+Numbers are little-endian. The content of a collection's `state` cell (format 2):
 
     u32 length, name in UTF-8 · u32 length, the Parameters message · 32 bytes parameter digest · u64 version
     u8 1 if there is a manifest, 0 while the collection is being imported
     u32 number of data keys; each: u32 generation, f64 Unix time of making, 32 bytes key; generations ascending
     u32 number of live segments; each: 32 bytes id, in the manifest's order
+    u32 length, tenant · u32 length, owner · u32 number of tags; each: u32 length, name · u32 length, value; ascending
+
+(rows of schema version 2 end before the tenant: they are LOCAL_TENANT's, and LOCAL_OWNER made them)
 
 and of a segment's cell: u64 blocks · u64 stored bytes · u64 index bytes · f64 Unix time of the last upload ·
 u32 generation of the data key that the file is sealed under, 0: not sealed.
@@ -22,6 +25,7 @@ from he_engine.errors import TamperedDataError
 from he_engine.keys import KEY_BYTES, RootKey
 
 ID_BYTES = 32
+LOCAL_TENANT, LOCAL_OWNER = "local", "loopback"  #: of what is made without TLS
 _KEY = struct.Struct(f"<Id{KEY_BYTES}s")
 _SEGMENT = struct.Struct("<QQQdI")
 
@@ -38,6 +42,14 @@ class CollectionRecord:
     parameters: bytes  #: the serialised Parameters message
     parameter_digest: bytes
     version: int
+    tenant: str = LOCAL_TENANT
+    owner: str = LOCAL_OWNER  #: the name of the principal of that tenant who made it
+    tags: tuple[tuple[str, str], ...] = ()  #: ascending, each name once
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What no other collection has."""
+        return self.tenant, self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +120,14 @@ class State:
 
     def to_bytes(self) -> bytes:
         record = self.record
-        name = record.name.encode()
         parts = [
-            struct.pack("<I", len(name)), name, struct.pack("<I", len(record.parameters)), record.parameters,
+            _sized(record.name.encode()), _sized(record.parameters),
             record.parameter_digest, struct.pack("<QBI", record.version, self.has_manifest, len(self.keys)),
         ]  # fmt: skip
         parts += [_KEY.pack(k.generation, k.made_s, k.secret) for k in self.keys]
         parts += [struct.pack("<I", len(self.live)), *self.live]
+        parts += [_sized(record.tenant.encode()), _sized(record.owner.encode()), struct.pack("<I", len(record.tags))]
+        parts += [_sized(text.encode()) for tag in record.tags for text in tag]
         return b"".join(parts)
 
     @classmethod
@@ -122,7 +135,7 @@ class State:
         """Raises TamperedDataError."""
         view = _Reader(raw)
         try:
-            name = view.take(view.number("<I")).decode()
+            name = view.text()
             parameters = view.take(view.number("<I"))
             digest = view.take(ID_BYTES)
             version, has_manifest = view.number("<Q"), view.number("<B")
@@ -130,12 +143,20 @@ class State:
             for _ in range(view.number("<I")):
                 keys.append(DataKey(*_KEY.unpack(view.take(_KEY.size))))
             live = tuple(view.take(ID_BYTES) for _ in range(view.number("<I")))
+            access: tuple[Any, ...] = ()
+            if view.rest:
+                tenant, owner = view.text(), view.text()
+                access = (tenant, owner, tuple((view.text(), view.text()) for _ in range(view.number("<I"))))
         except (ValueError, struct.error):
             raise TamperedDataError("catalogue: a collection's row has another form than expected") from None
         if view.rest or has_manifest > 1:
             raise TamperedDataError("catalogue: a collection's row has another form than expected")
-        record = CollectionRecord(name, collection_id, parameters, digest, version)
+        record = CollectionRecord(name, collection_id, parameters, digest, version, *access)
         return cls(record, bool(has_manifest), tuple(keys), live)
+
+
+def _sized(raw: bytes) -> bytes:
+    return struct.pack("<I", len(raw)) + raw
 
 
 class _Reader:
@@ -147,6 +168,9 @@ class _Reader:
             raise ValueError
         taken, self.rest = bytes(self.rest[:length]), self.rest[length:]
         return taken
+
+    def text(self) -> str:
+        return self.take(self.number("<I")).decode()
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]

@@ -126,6 +126,13 @@ class Database:
         except sqlite3.Error as error:
             self._notice(error)
 
+    def settle(self) -> None:
+        """Brings all of the log into the file, so that it is whole without it. Raises as a transaction does where it
+        cannot be done now: the disk is full or fails, or somebody reads."""
+        with self.lock, sqlite_errors():
+            if self.one("PRAGMA wal_checkpoint(TRUNCATE)")[0]:
+                raise Unavailable("catalogue: its log cannot be emptied while somebody reads it")
+
     def _notice(self, error: BaseException) -> None:
         """Before anybody else has the lock: who waits for it must not commit after a disk that failed."""
         self.failed = self.failed or getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")

@@ -13,19 +13,18 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import subprocess
 from pathlib import Path
 from typing import Protocol
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from he_engine.errors import AlreadyExists, InvalidInput, NotFound, TamperedDataError, Unavailable, WrongKeyError
+from he_engine.errors import AlreadyExists, InvalidInput, NotFound, TamperedDataError, WrongKeyError
+from he_engine.key_program import KeyProgram
 from he_engine.keys import KEY_BYTES, RootKey
 from he_engine.sealing import seal, unseal
 
 _PURPOSE = "key encryption"
 _SALT_BYTES = 16
-_EXEC_S = 60.0
 ITERATIONS, MEMORY_KIB, LANES = 3, 65536, 4
 
 
@@ -77,43 +76,13 @@ class PassphraseKek:
         return self._stretched(wrapped[:_SALT_BYTES]).unwrap(wrapped[_SALT_BYTES:], context)
 
 
-class ExecKek:
-    """A program that asks a key management service. It wraps key ‖ context, so that it need not know of contexts."""
-
-    def __init__(self, program: str) -> None:
-        self._program = program
-
-    def wrap(self, key: bytes, context: bytes) -> bytes:
-        return self._ask("wrap", key + context)
-
-    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        opened = self._ask("unwrap", wrapped)
-        if len(opened) != KEY_BYTES + len(context) or opened[KEY_BYTES:] != context:
-            raise WrongKeyError(f"kek: {self._program} unwrapped something that is not the key of this data folder")
-        return opened[:KEY_BYTES]
-
-    def _ask(self, verb: str, data: bytes) -> bytes:
-        try:
-            done = subprocess.run(
-                [self._program, verb], input=data.hex().encode() + b"\n", stdout=subprocess.PIPE, timeout=_EXEC_S
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"kek: {self._program} {verb}: {type(error).__name__}") from None
-        if done.returncode:
-            raise Unavailable(f"kek: {self._program} {verb} ended with {done.returncode}; its own message is above")
-        try:
-            return bytes.fromhex(done.stdout.decode("ascii"))
-        except ValueError:
-            raise Unavailable(f"kek: {self._program} {verb} gave something else than hexadecimal") from None
-
-
 def open_kek(spec: str) -> KeyProvider:
     """file:PATH, passphrase:PATH or exec:PROGRAM. Raises InvalidInput, NotFound."""
     kind, colon, where = spec.partition(":")
     if not colon or not where or kind not in ("file", "passphrase", "exec"):
         raise InvalidInput(f"kek: got {spec!r}, expected file:PATH, passphrase:PATH or exec:PROGRAM")
     if kind == "exec":
-        return ExecKek(where)
+        return KeyProgram(where, "kek")
     content = _private(Path(where))
     if kind == "passphrase":
         return PassphraseKek(content.split(b"\n", 1)[0].rstrip(b"\r"))

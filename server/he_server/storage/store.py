@@ -25,6 +25,7 @@ from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import Conflict, HesearchError, LimitExceeded, NotFound, ReadOnlyError, TamperedDataError
 from he_server.storage import files
 from he_server.storage.catalogue import Catalogue, CollectionRecord, FileId, Key, SegmentRecord, State, Totals
+from he_server.storage.catalogue_rows import LOCAL_TENANT
 from he_server.storage.files import NewFile
 from he_server.storage.folder import Folder
 from he_server.storage.indexes import Forget, Indexes
@@ -205,15 +206,26 @@ class Store:
             self._catalogue.create(record, sealed_manifest, limit, self._clock_s())
             self._replaced(record.collection_id)  # one with its id may have been dropped, and be searched yet
 
-    def find(self, name: str, collection_id: bytes | None = None) -> CollectionRecord:
+    def find(self, name: str, collection_id: bytes | None = None, tenant: str = LOCAL_TENANT) -> CollectionRecord:
         """Raises NotFound, also where the name is now another collection's."""
-        record = self._catalogue.find(name)
+        record = self._catalogue.find(name, tenant)
         if collection_id is not None and record.collection_id != collection_id:
             raise NotFound(f"collection: {name!r} is now another collection; the one meant was dropped")
         return record
 
     def collections(self) -> list[CollectionRecord]:
         return self._catalogue.collections()
+
+    def is_there(self, record: CollectionRecord) -> bool:
+        """Whether its name is that collection's already."""
+        with contextlib.suppress(NotFound):
+            return bool(self.find(record.name, record.collection_id, record.tenant))
+        return False
+
+    def counts(self, tenant: str, owner: str) -> tuple[int, int]:
+        """Of collections: those that the owner made, and all of the tenant."""
+        owners = [record.owner for record in self._catalogue.collections() if record.tenant == tenant]
+        return owners.count(owner), len(owners)
 
     def totals(self, record: CollectionRecord) -> Totals:
         return self._catalogue.totals(record.collection_id)
@@ -452,9 +464,9 @@ class Store:
             self._catalogue.drop_old_data_keys(collection_id, in_use)
 
     # ---- the manifest ----------------------------------------------------------------------------------
-    def manifest(self, name: str) -> tuple[CollectionRecord, bytes, list[bytes]]:
+    def manifest(self, record: CollectionRecord) -> tuple[CollectionRecord, bytes, list[bytes]]:
         """See Catalogue.manifest."""
-        return self._catalogue.manifest(name)
+        return self._catalogue.manifest(record.collection_id)
 
     def commit(
         self, record: CollectionRecord, expected_version: int, sealed_manifest: bytes, live: Sequence[bytes]
@@ -477,7 +489,7 @@ class Store:
 
         def choose() -> _Chosen:
             edition = self._editions.get(record.collection_id, 0)
-            current = self.find(record.name, record.collection_id)
+            current = self.find(record.name, record.collection_id, record.tenant)
             self.require_version(current, version)
             live = self._catalogue.live(record.collection_id)
             return current, [self._sound((record.collection_id, segment_id)) for segment_id in live], edition
