@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,7 +38,8 @@ class Client:
     `Client("host:port")` speaks gRPC with TLS, `insecure=True` without; `Client("folder/")` serves a folder in
     this process, with no port; `Client(":memory:")` a temporary one that goes with the client.
     ca: PEM file of the authorities that may have signed the server's certificate (default: the system's). cert, key:
-    PEM files of this client's own certificate and its private key, for a server that asks for one.
+    PEM files of this client's own certificate and its private key, for a server that asks for one. token: file with a
+    bearer token, for a server that takes them; it is read for each call.
     cache: a folder for downloaded hints and row tables; it may be deleted at any time. state: a folder for what must
     outlast this client: the newest version seen of each collection, so that a server that goes back is caught by the
     next client, too (he_client.pins), and the numbers of rejected answers (he_client.rejections). Without it, both last
@@ -54,13 +56,15 @@ class Client:
         ca: str | os.PathLike[str] = "",
         cert: str | os.PathLike[str] = "",
         key: str | os.PathLike[str] = "",
+        token: str | os.PathLike[str] = "",
         cache: str | os.PathLike[str] | None = None,
         state: str | os.PathLike[str] | None = None,
         timeout_s: float = TIMEOUT_S,
         threads: int | None = None,
         writer: Writer | None = None,
     ) -> None:
-        security = Security(insecure=insecure, ca=os.fspath(ca), cert=os.fspath(cert), key=os.fspath(key))
+        paths = {"ca": ca, "cert": cert, "key": key, "token": token}
+        security = Security(insecure=insecure, **{field: os.fspath(path) for field, path in paths.items()})
         self._remote = Remote(_connect(target, security), timeout_s)
         self._cache = PartCache(Path(cache) if cache is not None else None)
         kept = Path(state) if state is not None else None
@@ -82,13 +86,15 @@ class Client:
         stride: int | None = None,
         norm_bound: float | None = None,
         payloads: PayloadMode = "cache",
+        tags: Mapping[str, str] | None = None,
     ) -> Collection:
         """A new, empty collection; durable when it returns.
 
         dim: vector dimension, 1 to 16384. metric: "cosine", "ip" or "l2"; the last two need norm_bound, the
         largest norm of any row. profile: "exact" (default), "compact" or "precise". engine: "hint" or
         "tenseal". stride: a power of two; default by dim. payloads: "cache" fetches whole payload columns,
-        "direct" single records, which tells the server what was found.
+        "direct" single records, which tells the server what was found. tags: what the server's policies may ask for,
+        in the clear, for ever.
         Raises ParameterError, AlreadyExists, Unavailable.
         """
         wire.check_name(name)
@@ -114,6 +120,7 @@ class Client:
             collection_id=message.collection_id,
             parameters=message.parameters,
             sealed_manifest=sealed,
+            tags=tags,
         )
         self._remote.call("CreateCollection", request)
         self._pins.forget(name)
@@ -259,7 +266,7 @@ def _connect(target: str | os.PathLike[str], security: Security) -> Transport:
     if colon and host and port.isdigit():
         return GrpcTransport(text, security)
     if security != Security():
-        raise InvalidInput(f"target: got {text!r}, but insecure, ca, cert and key go with 'host:port'")
+        raise InvalidInput(f"target: got {text!r}, but insecure, ca, cert, key and token go with 'host:port'")
     is_folder = not isinstance(target, str) or os.sep in text or Path(text or "?").is_dir()
     if text != ":memory:" and not is_folder:
         raise InvalidInput(f"target: got {text!r}, expected 'host:port', a folder ('data/') or ':memory:'")

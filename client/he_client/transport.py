@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
@@ -60,27 +61,38 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
-    """How a channel is secured; the PEM files' paths. Raises InvalidInput for what does not go together."""
+    """How a channel is secured, and who calls by it; the files' paths. Raises InvalidInput for what does not go
+    together."""
 
     insecure: bool = False  #: no TLS
     ca: str = ""  #: authorities that may have signed the server's certificate; empty: the system's
     cert: str = ""  #: this client's certificate
     key: str = ""  #: and its private key, unencrypted
+    token: str = ""  #: file with a bearer token, read for each call, so that another one may take its place
 
     def __post_init__(self) -> None:
-        if self.insecure and (self.ca or self.cert or self.key):
-            raise InvalidInput("insecure: got it with ca, cert or key, expected no TLS or TLS")
+        if self.insecure and (self.ca or self.cert or self.key or self.token):
+            raise InvalidInput("insecure: got it with ca, cert, key or token, expected no TLS or TLS")
         if bool(self.cert) is not bool(self.key):
             raise InvalidInput("cert, key: got one of the two, expected both or none")
 
     def channel(self, address: str) -> grpc.Channel:
         if self.insecure:
             return grpc.insecure_channel(address, _OPTIONS)
-        files = [_pem(field, getattr(self, field)) for field in ("ca", "key", "cert")]
+        files = [_read(field, getattr(self, field)) for field in ("ca", "key", "cert")]
         return grpc.secure_channel(address, grpc.ssl_channel_credentials(*files), _OPTIONS)
 
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of one call. Raises InvalidInput where the token cannot be read."""
+        if not self.token:
+            return ()
+        token = (_read("token", self.token) or b"").decode("ascii", "replace").strip()
+        if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{1,8192}", token):
+            raise InvalidInput(f"token: {self.token} holds no bearer token")
+        return (("authorization", f"Bearer {token}"),)
 
-def _pem(field: str, path: str) -> bytes | None:
+
+def _read(field: str, path: str) -> bytes | None:
     try:
         return Path(path).read_bytes() if path else None
     except OSError as error:
@@ -91,7 +103,7 @@ class GrpcTransport:
     """One channel. Raises InvalidInput (a file of `security` that cannot be read)."""
 
     def __init__(self, address: str, security: Security) -> None:
-        self._address, self._insecure = address, security.insecure
+        self._address, self._insecure, self._security = address, security.insecure, security
         self._channel = security.channel(address)
         self._stub = hesearch_pb2_grpc.HeSearchStub(self._channel)  # type: ignore[no-untyped-call]
         self._reached = self._closed = False
@@ -102,7 +114,7 @@ class GrpcTransport:
 
     def call(self, method: str, request: Any, *, timeout_s: float) -> Any:
         try:
-            response = getattr(self._stub, method)(request, timeout=timeout_s, metadata=_metadata())
+            response = getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata())
             self._reached = True
             return response
         except grpc.RpcError as error:
@@ -112,7 +124,7 @@ class GrpcTransport:
 
     def stream(self, method: str, request: Any, *, timeout_s: float) -> Generator[Any, None, None]:
         try:
-            call = getattr(self._stub, method)(request, timeout=timeout_s, metadata=_metadata())
+            call = getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata())
         except ValueError:
             raise Unavailable("this client is closed") from None
         try:
@@ -123,6 +135,9 @@ class GrpcTransport:
             raise advised(method, self._readable(error)) from None
         finally:
             call.cancel()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (REQUEST_ID_METADATA, uuid.uuid4().hex), *self._security.metadata()
 
     def _readable(self, error: Any) -> HesearchError:
         """Our own errors as they are; a connection that gRPC could not make in words that help."""
@@ -144,10 +159,6 @@ class GrpcTransport:
     def close(self) -> None:
         self._closed = True
         self._channel.close()
-
-
-def _metadata() -> tuple[tuple[str, str]]:
-    return ((REQUEST_ID_METADATA, uuid.uuid4().hex),)
 
 
 class Repeats:

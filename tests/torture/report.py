@@ -215,9 +215,9 @@ TESTS = (
             f"{figures['harmless']:,} without effect, {figures['failures']} failures"
         ),
         lambda figures: _clean(figures) and figures["runs"] >= 20_000,
-        "A proxy between clients and a server of ours changes what comes back, in a way, at a place and by an amount that "
-        "follow from the seed ([malicious.md](malicious.md)). Right is an error that was expected of that kind of lie, or "
-        "results that are those of the honest server, bit for bit.",
+        "A proxy between clients and a server of ours changes what comes back, in a way, at a place and by an amount "
+        "that follow from the seed ([malicious.md](malicious.md)). Right is an error that was expected of that kind of "
+        "lie, or results that are those of the honest server, bit for bit.",
     ),
 )
 

@@ -74,6 +74,9 @@ def add_security(parser: argparse.ArgumentParser) -> None:
         "--cert", default="", metavar="FILE", help="PEM: this client's certificate, if one is asked for"
     )
     parser.add_argument("--cert-key", default="", metavar="FILE", help="PEM: its private key")
+    parser.add_argument(
+        "--token", default="", metavar="FILE", help="holds a bearer token, for a server that takes them"
+    )
 
 
 def add_key(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +90,7 @@ def connect(arguments: argparse.Namespace) -> Client:
         raise NotFound(f"server {folder}: no such folder, and no address; give host:port (127.0.0.1:50051)")
     return Client(
         folder, insecure=arguments.insecure, ca=arguments.ca, cert=arguments.cert, key=arguments.cert_key,
-        state=arguments.state,
+        token=arguments.token, state=arguments.state,
     )  # fmt: skip
 
 
@@ -185,6 +188,9 @@ def add_create(subparsers: Subparsers) -> None:
     parser.add_argument("--profile", choices=("exact", "compact", "precise"), help="default: exact")
     parser.add_argument("--engine", default="hint", choices=("hint", "tenseal"))
     parser.add_argument("--stride", type=int, help="a power of two; default by dimension")
+    parser.add_argument(
+        "--tag", action="append", default=[], metavar="NAME=VALUE", help="in the clear, for the server's policies"
+    )
     add_key(parser)
     add_server(parser)
 
@@ -201,9 +207,19 @@ def _create(arguments: argparse.Namespace) -> int:
             engine=arguments.engine,
             stride=arguments.stride,
             norm_bound=arguments.norm_bound,
+            tags=_tags(arguments.tag),
         )
         info = client.describe(arguments.name)
     return report(arguments, asdict(info), f"created {info.name} ({info.profile or info.engine}, dim {info.dim})")
+
+
+def _tags(given: list[str]) -> dict[str, str]:
+    tags = {}
+    for tag in given:
+        name, equals, tags[name] = tag.partition("=")
+        if not equals:
+            raise InvalidInput(f"--tag: got {tag!r}, expected NAME=VALUE")
+    return tags
 
 
 def add_info(subparsers: Subparsers) -> None:
