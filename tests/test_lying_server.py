@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from he_client import (
     Conflict,
     FormatVersionError,
     HesearchError,
+    InvalidInput,
     TamperedAnswerError,
     TamperedDataError,
     Unavailable,
@@ -165,7 +167,17 @@ def test_answers_of_a_retired_segment_are_refused(
 
 
 @pytest.mark.parametrize(
-    "field", [{"format_version": 2}, {"format_version": 0}, {"collection": "d"}, {"parameter_digest": bytes(32)}]
+    ("field", "error"),
+    [
+        ({"format_version": 2}, FormatVersionError),
+        ({"format_version": 0}, FormatVersionError),
+        ({"collection": "d"}, FormatVersionError),
+        ({"collection": "../c"}, TamperedAnswerError),
+        ({"collection": ""}, TamperedAnswerError),
+        ({"parameter_digest": bytes(32)}, FormatVersionError),
+        ({"parameter_digest": bytes(31)}, TamperedAnswerError),
+        ({"parameter_digest": b""}, TamperedAnswerError),
+    ],
 )
 @pytest.mark.parametrize("position", [0, -1])
 def test_answers_in_another_context_are_refused(
@@ -173,6 +185,7 @@ def test_answers_in_another_context_are_refused(
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
     field: dict[str, Any],
+    error: type[HesearchError],
     position: int,
 ) -> None:
     _, transport, made = server
@@ -184,7 +197,7 @@ def test_answers_in_another_context_are_refused(
 
     transport.lies["Answer"] = lie
     forbid_decryption(monkeypatch)
-    with pytest.raises(FormatVersionError):
+    with pytest.raises(error):
         made.search(unit_rows(rng, 2, DIM))
 
 
@@ -201,6 +214,58 @@ def test_a_description_of_another_collection_is_refused(
     for action in (lambda: client.describe("c"), lambda: client.open_collection("c", key=key)):
         with pytest.raises(FormatVersionError, match="expected 'c'"):
             action()
+
+
+MALFORMED: list[tuple[Callable[[pb.Collection], object], str]] = [
+    (lambda found: setattr(found.context, "collection", "\x1b[2J"), "collection: got"),
+    (lambda found: setattr(found.context, "collection", ""), "collection: got"),
+    (lambda found: setattr(found.context, "parameter_digest", bytes(31)), "parameter_digest: got 31 bytes"),
+    (lambda found: setattr(found.context, "parameter_digest", b""), "parameter_digest: got 0 bytes"),
+    (lambda found: setattr(found.parameters, "stride", 0), "stride: got 0"),
+    (lambda found: setattr(found.parameters, "stride", 3), "stride"),
+    (lambda found: setattr(found.parameters, "dim", 1 << 20), "dim"),
+    (lambda found: setattr(found.parameters, "profile", "none"), "profile"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), MALFORMED)
+def test_a_malformed_description_is_the_fault_of_the_server(
+    server: tuple[Client, LyingTransport, Collection],
+    key: CollectionKey,
+    tmp_path: Path,
+    change: Callable[[pb.Collection], object],
+    reason: str,
+) -> None:
+    """Not of the caller's input, whoever reads it: of all that a description is used for, and of one in a list."""
+    client, transport, _ = server
+
+    def one(found: pb.Collection) -> pb.Collection:
+        change(found)
+        return found
+
+    def listed(found: pb.ListCollectionsResponse) -> pb.ListCollectionsResponse:
+        change(found.collections[0])
+        return found
+
+    transport.lies = {"DescribeCollection": one, "ListCollections": listed}
+    actions: list[Callable[[], object]] = [
+        lambda: client.describe("c"),
+        client.list_collections,
+        lambda: client.export_collection("c", tmp_path / "archive", progress=False),
+    ]
+    if "parameter_digest" in reason or "collection" in reason:
+        actions += [
+            lambda: client.open_collection("c", key=key),
+            lambda: client.repair_collection("c", key=key),
+            lambda: client.drop_collection("c"),
+        ]
+    for action in actions:
+        with pytest.raises(HesearchError) as caught:
+            action()
+        assert isinstance(caught.value, TamperedDataError | FormatVersionError), caught.value
+        assert not isinstance(caught.value, InvalidInput)
+        assert reason in str(caught.value)
+    assert not (tmp_path / "archive").exists()
 
 
 # ---- lies about residues -------------------------------------------------------------------------------------

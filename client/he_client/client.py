@@ -13,6 +13,7 @@ from typing import Self
 
 from he_client.cache import PartCache
 from he_client.collection import Collection, PayloadMode, check_payload_mode
+from he_client.described import describe_collection, described_parameters, list_collections
 from he_client.engines import choose_parameters, generate_state
 from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
@@ -154,21 +155,15 @@ class Client:
         return collection
 
     def _describe(self, name: str) -> pb.Collection:
-        wire.check_name(name)
-        request = pb.DescribeCollectionRequest(format_version=wire.FORMAT_VERSION, collection=name)
-        found: pb.Collection = self._remote.call("DescribeCollection", request)
-        wire.check_context(found.context, collection=name)
-        return found
+        return describe_collection(self._remote, name)
 
     def describe(self, name: str) -> CollectionInfo:
-        """What the server knows of a collection. Raises NotFound, Unavailable."""
+        """What the server knows of a collection. Raises NotFound, TamperedDataError, Unavailable."""
         return _info(self._describe(name))
 
     def list_collections(self) -> list[CollectionInfo]:
         """Sorted by name."""
-        request = pb.ListCollectionsRequest(format_version=wire.FORMAT_VERSION)
-        response = self._remote.call("ListCollections", request)
-        return [_info(c) for c in response.collections]
+        return [_info(c) for c in list_collections(self._remote)]
 
     def drop_collection(self, name: str) -> None:
         """Delete a collection and all its rows. Raises NotFound, Unavailable."""
@@ -276,7 +271,7 @@ def _connect(target: str | os.PathLike[str], security: Security) -> Transport:
 
 
 def _info(found: pb.Collection) -> CollectionInfo:
-    parameters = wire.parameters_from_wire(found.parameters)
+    parameters = described_parameters(found)
     return CollectionInfo(
         name=found.context.collection,
         engine=wire.engine_kind(parameters).value,

@@ -151,9 +151,7 @@ class Searcher:
             collector = Collector(groups, len(asked), self._engine.answer_bytes_per_block, recover)
             try:
                 for response in responses:
-                    wire.check_context(
-                        response.context, collection=context.collection, parameter_digest=context.parameter_digest
-                    )
+                    _require_context(response.context, context)
                     collector.add(response)
                 received = time.perf_counter()
                 collector.require_complete()
@@ -210,6 +208,14 @@ class Searcher:
                 )
             )
         return hits
+
+
+def _require_context(received: pb.Context, expected: pb.Context) -> None:
+    """Raises FormatVersionError, TamperedAnswerError."""
+    try:
+        wire.check_context(received, collection=expected.collection, parameter_digest=expected.parameter_digest)
+    except InvalidInput as error:
+        raise TamperedAnswerError(f"answer: {error}") from None
 
 
 def _end(work: Collection[Future[_Found]]) -> None:

@@ -10,7 +10,6 @@ from he_engine.errors import (
     Conflict,
     FormatVersionError,
     HesearchError,
-    InvalidInput,
     RollbackError,
     TamperedAnswerError,
     TamperedDataError,
@@ -95,7 +94,7 @@ def describing(change: Callable[[Call, pb.Collection], None]) -> Tell:
     return tell
 
 
-@lie("another parameter digest in a description", "open", "DescribeCollection", FormatVersionError, InvalidInput)
+@lie("another parameter digest in a description", "open", "DescribeCollection", FormatVersionError, DATA)
 @describing
 def described_digest(call: Call, found: pb.Collection) -> None:
     found.context.parameter_digest = [b"", bytes(32), call.rng.bytes(32), bytes(31)][int(call.rng.integers(4))]
@@ -119,7 +118,7 @@ def described_counts(call: Call, found: pb.Collection) -> None:
     found.collection_id = call.rng.bytes(int(call.rng.integers(40)))
 
 
-@lie("a description of another collection", "open", "DescribeCollection", FormatVersionError, InvalidInput)
+@lie("a description of another collection", "open", "DescribeCollection", FormatVersionError, DATA)
 @describing
 def described_other(call: Call, found: pb.Collection) -> None:
     found.context.collection = [TWIN, "", "../notes", "Notes"][int(call.rng.integers(4))]

@@ -135,13 +135,13 @@ def other_format(call: Call, piece: pb.AnswerResponse) -> None:
     piece.context.format_version = int(call.rng.choice([0, 2, 3, (1 << 32) - 1]))
 
 
-@lie("another collection's name on an answer", "search", "Answer", FormatVersionError, errors.InvalidInput)
+@lie("another collection's name on an answer", "search", "Answer", FormatVersionError, WRONG)
 @with_fields
 def other_name(call: Call, piece: pb.AnswerResponse) -> None:
     piece.context.collection = ["twin", "Notes", "", "../notes"][int(call.rng.integers(4))]
 
 
-@lie("another parameter digest on an answer", "search", "Answer", FormatVersionError, errors.InvalidInput)
+@lie("another parameter digest on an answer", "search", "Answer", FormatVersionError, WRONG)
 @with_fields
 def other_digest(call: Call, piece: pb.AnswerResponse) -> None:
     piece.context.parameter_digest = [b"", bytes(32), call.rng.bytes(32)][int(call.rng.integers(3))]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from he_client.described import describe_collection, described_parameters
 from he_client.durable import file_errors, new_file
 from he_client.progress import progress_bar
 from he_client.results import ArchiveReport
@@ -42,9 +43,7 @@ def export_collection(
     if target.exists():
         raise AlreadyExists(f"archive {target}: exists; archives are never overwritten")
     for _ in range(MAX_EXPORTS):
-        request = pb.DescribeCollectionRequest(format_version=wire.FORMAT_VERSION, collection=wire.check_name(name))
-        source: pb.Collection = remote.call("DescribeCollection", request)
-        wire.check_context(source.context, collection=name)
+        source = describe_collection(remote, name)
         remote = remote.of(source.context)
         collection = _current(remote, source)
         with (
@@ -65,7 +64,7 @@ def _current(remote: Remote, source: pb.Collection) -> ArchivedCollection:
     return ArchivedCollection(
         name=remote.context.collection,
         collection_id=manifest.collection_id,
-        parameters=wire.parameters_from_wire(source.parameters),
+        parameters=described_parameters(source),
         version=manifest.version,
         sealed_manifest=manifest.sealed_manifest,
         live_segments=tuple(manifest.live_segments),
@@ -157,9 +156,8 @@ def _checked(file: BinaryIO, progress: bool | None) -> tuple[ArchivedCollection,
 
 def _is_imported(remote: Remote, collection: ArchivedCollection) -> bool:
     """Raises AlreadyExists where an import could not end well."""
-    request = pb.DescribeCollectionRequest(format_version=wire.FORMAT_VERSION, collection=collection.name)
     try:
-        found = remote.call("DescribeCollection", request)
+        found = describe_collection(remote, collection.name)
     except NotFound:
         return False
     if found.collection_id != collection.collection_id:
