@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from he_engine.keys import RootKey
-from he_server.storage.catalogue import CollectionRecord
+from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.kek import KeyProvider, SecretKek
 from he_server.storage.segment_file import Description, Source, read_description, read_part
 from he_server.storage.store import Store

@@ -363,7 +363,7 @@ def test_uploads_under_way_count(tmp_path: Path) -> None:
             store.upload(third, 60_000)
         with store.upload(third, 60_000):
             assert store.states()[0].record == record
-        assert not store._uploads
+        assert len(store._uploads) == 0
 
 
 def _description(endpoint: Endpoint, segment: FakeSegment) -> Description:

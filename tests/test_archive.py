@@ -393,12 +393,12 @@ def test_segments_given_up_before_the_commit_are_sent_again(key: CollectionKey, 
         fill(client, key)
         client.export_collection("c", tmp_path / "a")
         client.drop_collection("c")
-        store = transport.honest._service._store  # type: ignore[attr-defined]
+        leftovers = transport.honest._service._store.leftovers  # type: ignore[attr-defined]
 
         def a_day_passes() -> None:
             transport.before.pop("CommitManifest")
-            store._clock_s = lambda now=store._clock_s: now() + 2 * 24 * 3600.0
-            store._collect()
+            leftovers._clock_s = lambda now=leftovers._clock_s: now() + 2 * 24 * 3600.0
+            leftovers.collect()
 
         transport.before["CommitManifest"] = a_day_passes
         client.import_collection(tmp_path / "a")

@@ -31,7 +31,7 @@ from he_engine.keys import RootKey
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.operate.fsck import check
 from he_server.storage import indexes as indexes_module
-from he_server.storage.catalogue import CollectionRecord
+from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.kek import KeyProvider, PassphraseKek, SecretKek, new_kek_file, open_kek
 from he_server.storage.rekey import rotate
 from he_server.storage.sealed_file import CHUNK_BYTES, NewSealedFile, SealedFile
@@ -231,7 +231,7 @@ def test_a_dropped_collections_keys_are_nowhere(tmp_path: Path) -> None:
         if number % 2:
             store.drop(store.find(f"c{number}"))
         else:
-            store.add_data_key(collection_id)
+            store.data_keys.add(collection_id)
     raw = catalogue.read_bytes() + log.read_bytes()
     for cell in before:
         assert not any(cell[start : start + 24] in raw for start in range(1, len(cell) - 24, 24))
@@ -341,7 +341,7 @@ def test_new_data_keys(tmp_path: Path) -> None:
     (after,) = (state.keys for state in store.states())
     assert [key.generation for key in after] == [2]
     assert after[0].secret != before[0].secret
-    assert store.outdated(COLLECTION) == []
+    assert store.data_keys.outdated(COLLECTION) == []
     assert path_of(tmp_path, uploaded(store, [b"new"])).suffix == ".2"
     assert rotate(store, 1e6) == 0, "it is new"
     store.close()
@@ -361,7 +361,7 @@ def test_a_rotation_that_is_stopped_goes_on(tmp_path: Path, after: int, reopened
     assert _generations(tmp_path) == [".1"] * (3 - after) + [".2"] * after
     (state,) = store.states()
     assert [key.generation for key in state.keys] == ([1, 2] if after < 3 else [2])
-    store.drop_old_data_keys(COLLECTION)
+    store.data_keys.drop_old(COLLECTION)
     assert _live(store) == live, "a key that seals a file stays"
     if reopened:
         store.close()

@@ -37,7 +37,7 @@ from he_server.operate.restore import restore
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 from he_server.storage import links
-from he_server.storage.catalogue import FOLDER_KEY_CONTEXT
+from he_server.storage.catalogue_file import FOLDER_KEY_CONTEXT
 from he_server.storage.kek import KeyProvider, new_kek_file, open_kek
 from he_server.storage.store import Store
 from tests.compaction_fixture import DIM, contents, make

@@ -253,10 +253,10 @@ def test_a_segment_comes_back_from_a_backup(
     shutil.copytree(data, backup)
     if rotated and kek:
         store = Store(data, kek=kek)
-        store.add_data_key(COLLECTION)
-        for record in store.outdated(COLLECTION):
-            store.reseal(record)
-        store.drop_old_data_keys(COLLECTION)
+        store.data_keys.add(COLLECTION)
+        for record in store.data_keys.outdated(COLLECTION):
+            store.data_keys.reseal(record)
+        store.data_keys.drop_old(COLLECTION)
         store.close()
     damage(path_of(data, live[1]))
     _altered(path_of(backup, live[0]))  # of no concern

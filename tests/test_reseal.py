@@ -240,12 +240,12 @@ def test_segments_that_the_server_gave_up_are_made_again(
     with lying_client() as (client, transport):
         before = everything(fill(client, old))
         store = transport.honest._service._store  # type: ignore[attr-defined]
-        clock, days = store._clock_s, [0]
-        store._clock_s = lambda: clock() + days[0] * 24 * 3600.0
+        clock, days = store.leftovers._clock_s, [0]
+        store.leftovers._clock_s = lambda: clock() + days[0] * 24 * 3600.0
 
         def two_days_pass() -> None:
             days[0] += 2
-            store._collect()
+            store.leftovers.collect()
 
         def once() -> None:
             transport.before.clear()

@@ -29,14 +29,16 @@ from he_engine.errors import (
     Unavailable,
 )
 from he_server.config import ServerConfig
-from he_server.storage import catalogue, database, files
+from he_server.storage import database, files
+from he_server.storage.catalogue import Catalogue
 from he_server.storage.catalogue_rows import FileId
 from he_server.storage.files import PlainFile
 from he_server.storage.folder import Folder
 from he_server.storage.kek import KeyProvider
 from he_server.storage.pins import Pins
 from he_server.storage.segment_file import SegmentWriter, read_description
-from he_server.storage.store import Snapshot, Store
+from he_server.storage.snapshots import Snapshot
+from he_server.storage.store import Store
 from he_server.storage.upkeep import Upkeep
 from tests.store_fixture import (
     COLLECTION,
@@ -399,9 +401,9 @@ def test_the_catalogue_syncs_every_transaction(tmp_path: Path, monkeypatch: pyte
         return opened
 
     monkeypatch.setattr(database.sqlite3, "connect", lax)
-    opened = catalogue.Catalogue(tmp_path / "catalogue.sqlite")
+    opened = Catalogue(tmp_path / "catalogue.sqlite")
     for pragma, expected in (("synchronous", 2), ("journal_mode", "wal"), ("secure_delete", 1)):
-        assert opened._db.one(f"PRAGMA {pragma}") == (expected,)
+        assert opened._file._db.one(f"PRAGMA {pragma}") == (expected,)
     opened.create(RECORD, b"a manifest", 10, 0.0)
     assert (tmp_path / "catalogue.sqlite-wal").stat().st_size == 0
     assert b"a manifest" in (tmp_path / "catalogue.sqlite").read_bytes()
@@ -462,8 +464,8 @@ def test_a_failed_sync_is_the_end_of_writing(
         lambda: store.commit(record, 2, b"sealed 3", []),
         lambda: store.create(record, b"sealed", 10),
         lambda: store.drop(record),
-        lambda: store.add_data_key(COLLECTION),
-        lambda: store.drop_old_data_keys(COLLECTION),
+        lambda: store.data_keys.add(COLLECTION),
+        lambda: store.data_keys.drop_old(COLLECTION),
     ]
     for write in writes:
         with pytest.raises(ReadOnlyError):
@@ -503,7 +505,7 @@ def test_a_failed_sync_during_an_upload_stops_the_other_uploads(
 
 
 def test_a_full_catalogue_changes_nothing(store: Store) -> None:
-    database = store._catalogue._db
+    database = store._catalogue._file._db
     pages = database.one("PRAGMA page_count")[0]
     database.all(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(LimitExceeded, match="catalogue: no room left"):
@@ -591,13 +593,13 @@ def test_what_is_retired_while_it_is_being_pinned(
     now = 1e9
     store = Store(tmp_path, kek=kek, clock_s=lambda: now)
     store.create(RECORD, b"sealed", 10)
-    segment, pin = uploaded(store, [b"index"]), store._pins.pin
+    segment, pin = uploaded(store, [b"index"]), store._segments.pins.pin
     path = path_of(tmp_path, segment)
     store.commit(RECORD, 1, b"sealed 2", [] if writer == "collect" else [segment])
     now += 1e9
 
     def interrupted(ids: list[FileId]) -> None:
-        store._pins.pin = pin  # type: ignore[method-assign]
+        store._segments.pins.pin = pin  # type: ignore[method-assign]
         if when == "after":
             pin(ids)
         if writer == "commit":
@@ -605,19 +607,19 @@ def test_what_is_retired_while_it_is_being_pinned(
         elif writer == "drop":
             store.drop(RECORD)
         else:
-            store._collect()
+            store.leftovers.collect()
         if when == "before":
             pin(ids)
         assert path.exists() == (when == "after" and (reader, writer) != ("snapshot", "collect"))
 
-    store._pins.pin = interrupted  # type: ignore[method-assign,assignment]
+    store._segments.pins.pin = interrupted  # type: ignore[method-assign,assignment]
     if (reader, writer) == ("snapshot", "collect"):  # it was not live
         store.snapshot(RECORD, 2).close()
     else:
         with pytest.raises((Conflict, NotFound)):
             store.snapshot(RECORD, 2) if reader == "snapshot" else store.segment(RECORD, segment)
     assert not path.exists()
-    assert not store._pins.ids()
+    assert not store._segments.pins.ids()
     store.close()
 
 
@@ -629,7 +631,7 @@ def test_who_searches_waits_for_no_write(store: Store, tmp_path: Path) -> None:
     other.execute("BEGIN IMMEDIATE")
     writer = threading.Thread(target=store.commit, args=(RECORD, 2, b"sealed 3", live))
     writer.start()
-    while not store._writes.locked():
+    while not store._writes.change.locked():
         time.sleep(0.001)
     with store.snapshot(RECORD, 2) as snapshot:
         assert len(snapshot.segments) == 1
@@ -683,7 +685,7 @@ class _FailingCommit:
 
 def test_a_commit_that_failed_is_the_last(store: Store) -> None:
     """Also for who waits for the catalogue meanwhile: it is marked before anybody else has it."""
-    database = store._catalogue._db
+    database = store._catalogue._file._db
     sound, database._db = database._db, _FailingCommit(database._db)  # type: ignore[assignment]
     with pytest.raises(ReadOnlyError):
         store._catalogue.create(replace(RECORD, name="b", collection_id=bytes(16)), b"sealed", 10, 0.0)
@@ -699,12 +701,12 @@ def test_an_import_nobody_goes_on_with_is_collected(tmp_path: Path, kek: KeyProv
     store = Store(tmp_path, kek=kek, clock_s=lambda: now, orphan_age_s=100.0)
     store.create(replace(RECORD, version=4), b"", 10)
     uploaded(store, [b"a"])
-    store._collect()
+    store.leftovers.collect()
     now += 50
-    store._collect()
+    store.leftovers.collect()
     assert store.find("notes")
     now += 101
-    store._collect()
+    store.leftovers.collect()
     with pytest.raises(NotFound):
         store.find("notes")
     store.close()
@@ -717,7 +719,7 @@ def test_dropped_collections_leave_nothing(store: Store, tmp_path: Path) -> None
         uploaded(store, [b"a"], record.collection_id)
         store.drop(record)
     assert len(list((tmp_path / "segments").iterdir())) <= 1
-    assert len(store._editions) <= 1
+    assert len(store._segments._editions) <= 1
     assert len(store._folder._durable) <= 1
 
 

@@ -24,7 +24,7 @@ from he_server.rpc.checks import Checks, chunks_after, first_header
 from he_server.search.engines import EngineMaker, Engines, engine_maker
 from he_server.search.scan import Pace, Scans
 from he_server.storage import files, segment_file
-from he_server.storage.catalogue import CollectionRecord
+from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.kek import open_kek
 from he_server.storage.segment_file import StoredSegment
 from he_server.storage.store import Store
@@ -209,7 +209,7 @@ class Service:
         parameters = self._parameters(record)
         with self._engines.using(parameters) as engine:
             expected_bytes = self._checks.queries(header, engine)
-        self._store.require_version(record, header.version)  # a stale one is refused before the queries come
+        record.require_version(header.version)  # a stale one is refused before the queries come
         self.admission.scans.refuse_if_full()  # and so is one that could not be computed now
         with self.admission.inflight_bytes.taken(expected_bytes):
             queries = self._received(requests, header.queries, expected_bytes)

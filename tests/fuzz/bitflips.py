@@ -36,7 +36,8 @@ from he_engine.errors import HesearchError, TamperedDataError, WrongKeyError
 from he_server.operate.backup import backup
 from he_server.operate.backup_list import CATALOGUE, LIST
 from he_server.operate.restore import restore
-from he_server.storage.catalogue import Catalogue, CollectionRecord
+from he_server.storage.catalogue import Catalogue
+from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.kek import KeyProvider, open_kek
 from he_server.storage.segment_file import Description, open_source, read_description, read_part
 from he_server.storage.store import Store

@@ -211,10 +211,10 @@ def rekey(data: Path, kek: KeyProvider) -> tuple[int, int]:
     store = Store(data, kek=kek)
     try:
         collections = [state.record.collection_id for state in store.states()]
-        if not any(store.outdated(collection_id) for collection_id in collections):
+        if not any(store.data_keys.outdated(collection_id) for collection_id in collections):
             for collection_id in collections:
-                store.add_data_key(collection_id)
+                store.data_keys.add(collection_id)
         written = rotate(store, float("inf"))
-        return written, sum(len(store.outdated(collection_id)) for collection_id in collections)
+        return written, sum(len(store.data_keys.outdated(collection_id)) for collection_id in collections)
     finally:
         store.close()

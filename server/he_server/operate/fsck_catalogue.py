@@ -18,7 +18,8 @@ from pathlib import Path
 from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
 from he_server.storage import catalogue_v1
-from he_server.storage.catalogue import BEFORE_TENANTS, FOLDER_KEY_CONTEXT, SCHEMA_VERSION, Catalogue
+from he_server.storage.catalogue import Catalogue
+from he_server.storage.catalogue_file import BEFORE_TENANTS, FOLDER_KEY_CONTEXT, SCHEMA_VERSION
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_from_bytes, segment_to_bytes
 from he_server.storage.cells import close_cell, open_cell
 from he_server.storage.database import APPLICATION_ID, Database

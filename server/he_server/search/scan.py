@@ -28,7 +28,7 @@ from he_engine.errors import Unavailable
 from he_proto.chunks import CHUNK_BYTES
 from he_server.search.answering import Piece, Unit, blocks_per_unit, units
 from he_server.storage.segment_file import StoredSegment
-from he_server.storage.store import Snapshot
+from he_server.storage.snapshots import Snapshot
 
 SHARED_QUERIES = 32  #: computed at a time; more share no better (docs/performance.md)
 RIDER_QUERIES = 8

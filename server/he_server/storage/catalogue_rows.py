@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from he_engine.errors import TamperedDataError
+from he_engine.errors import Conflict, TamperedDataError
 from he_engine.keys import KEY_BYTES, RootKey
 
 ID_BYTES = 32
@@ -50,6 +50,11 @@ class CollectionRecord:
     def place(self) -> tuple[str, str]:
         """What no other collection has."""
         return self.tenant, self.name
+
+    def require_version(self, version: int) -> None:
+        """Raises Conflict if the manifest is at another one."""
+        if self.version != version:
+            raise Conflict(f"version: got {version}, but the manifest is at version {self.version}")
 
 
 @dataclass(frozen=True, slots=True)

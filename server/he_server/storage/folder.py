@@ -1,7 +1,7 @@
 """The data folder: who owns it, where files are in it, and what a crash may have left there.
 
     lock                                 held by the one server that uses the folder
-    catalogue.sqlite (-wal, -shm)        he_server.storage.catalogue
+    catalogue.sqlite (-wal, -shm)        he_server.storage.catalogue_file
     incoming/*.part                      segments on their way; removed at every start
     segments/COLLECTION_ID/SEGMENT_ID    he_server.storage.segment_file; both ids in hexadecimal
     segments/COLLECTION_ID/SEGMENT_ID.G  he_server.storage.sealed_file, under the data key of generation G

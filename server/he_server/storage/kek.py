@@ -5,7 +5,7 @@
     exec:PROGRAM      a key management service: the program gets the word wrap or unwrap as its argument and one line of
                       hexadecimal on its input, and gives one line of hexadecimal
 
-What is wrapped is the folder key (he_server.storage.catalogue), 32 bytes, once for the whole data folder.
+What is wrapped is the folder key (he_server.storage.catalogue_file), 32 bytes, once for the whole data folder.
 """
 
 from __future__ import annotations

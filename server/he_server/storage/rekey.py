@@ -36,20 +36,20 @@ def rotate(
         collection_id = state.record.collection_id
         try:
             if state.newest_key is not None and now_s() - state.newest_key.made_s >= older_than_s:
-                store.add_data_key(collection_id)
-            for record in store.outdated(collection_id):
+                store.data_keys.add(collection_id)
+            for record in store.data_keys.outdated(collection_id):
                 if stop():
                     return written
                 if record.stored_bytes >= room_bytes:
                     continue
                 try:
-                    written += store.reseal(record)
+                    written += store.data_keys.reseal(record)
                 except (NotFound, TamperedDataError, Unavailable) as error:  # dropped meanwhile, damaged, unreadable
                     _log.warning("data keys: a segment was left as it is: %s", error)
                 except LimitExceeded as error:
                     too_large, room_bytes = error, record.stored_bytes
                 progress(record.stored_bytes)
-            store.drop_old_data_keys(collection_id)
+            store.data_keys.drop_old(collection_id)
         except NotFound:  # the collection was dropped meanwhile
             continue
     if too_large is not None:

@@ -30,14 +30,14 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._store.collect_if_due()
+                self._store.leftovers.collect_if_due()
                 if self._store.sealed:
                     self._rotate()
             except HesearchError as error:
                 _log.error("upkeep: %s", error)
             except Exception as error:  # a defect: the next look may fare better
                 _log.error("upkeep failed", exc_info=error)
-            self._stop.wait(min(_LOOK_S, self._store.collect_every_s))
+            self._stop.wait(min(_LOOK_S, self._store.leftovers.every_s))
 
     def _rotate(self) -> None:
         written = rotate(self._store, self._older_than_s, self._stop.is_set)

@@ -1,0 +1,214 @@
+"""The stored segments: the file of each, its row in the catalogue, and what is known in memory of those two.
+
+The order of writing makes a crash harmless at any point: file synced, then named, then its name synced, then its row in
+the catalogue; and for removal, the row first. A file without a row is therefore garbage, and goes when it is old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+from he_engine.engine import IndexFile
+from he_engine.errors import HesearchError, TamperedDataError
+from he_server.storage import files
+from he_server.storage.catalogue import Catalogue
+from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State
+from he_server.storage.files import NewFile
+from he_server.storage.folder import Folder
+from he_server.storage.indexes import Indexes
+from he_server.storage.pins import Pins
+from he_server.storage.sealed_file import NewSealedFile
+from he_server.storage.segment_file import Description, StoredSegment, open_source, read_description
+from he_server.storage.writes import Writes
+
+_log = logging.getLogger(__name__)
+
+
+class Segments:
+    """Thread-safe. `pins`: the files that somebody reads or writes."""
+
+    def __init__(
+        self, folder: Folder, catalogue: Catalogue, writes: Writes, indexes: Indexes, clock_s: Callable[[], float]
+    ) -> None:
+        self._folder = folder
+        self._catalogue = catalogue
+        self._writes = writes
+        self._indexes = indexes
+        self._clock_s = clock_s
+        self.pins = Pins(self._remove, indexes.forget)
+        self._lock = threading.Lock()  # of what is in memory; never held while the disk works
+        self._sound: dict[Key, StoredSegment] = {}
+        self._damaged: dict[Key, StoredSegment] = {}  # a part of each is wrong; the others may be read
+        self._edition = itertools.count(1)
+        self._editions: dict[bytes, int] = {}  # of a collection's files: another for each that was replaced
+
+    # ---- reading ---------------------------------------------------------------------------------------
+    def load(self) -> None:
+        """Reads the header of every one. A damaged file stops nobody but those who need it; sending the segment again
+        repairs it."""
+        for record in self._catalogue.segments():
+            self._load(record)
+
+    def _load(self, record: SegmentRecord) -> None:
+        try:
+            path = self._folder.path(record.file_id)
+            data_key = self._catalogue.state(record.collection_id).key(record.generation)
+            segment = StoredSegment(read_description(open_source(path, data_key)), path, record.generation, data_key)
+            if segment.file_id != record.file_id:
+                raise TamperedDataError("segment file: it is another segment's")
+            with self._lock:
+                if segment.key not in self._damaged:
+                    self._sound.setdefault(segment.key, segment)
+        except HesearchError as error:
+            _log.error("segment %s of collection %s: %s", record.segment_id.hex(), record.collection_id.hex(), error)
+
+    def sound(self, key: Key) -> StoredSegment:
+        """One that the catalogue has. Raises TamperedDataError where its file is damaged."""
+        if key not in self._sound and key not in self._damaged and (record := self._catalogue.segment(key)):
+            self._load(record)  # once more: what stopped it may have passed
+        if (segment := self._sound.get(key)) is None:
+            raise TamperedDataError(
+                f"segment: the stored file of {key[1].hex()[:16]}… is damaged; sending it again repairs it"
+            )
+        return segment
+
+    def readable(self, key: Key) -> StoredSegment:
+        """The same, also where a part of it is damaged. Raises TamperedDataError if its file cannot be read at all."""
+        return self._damaged.get(key) or self.sound(key)
+
+    def has(self, key: Key) -> bool:
+        """Whether the segment is stored and its file is sound; if so, it counts as sent just now."""
+        if key not in self._sound:
+            return False
+        with self._writes.changing():
+            return self._catalogue.touch(*key, self._clock_s())
+
+    @contextlib.contextmanager
+    def reading(self, segment: StoredSegment) -> Iterator[IndexFile]:
+        """Its index, for an engine to read. Raises TamperedDataError, and then it serves nobody any more."""
+        try:
+            with files.storage_errors("reading an index"), self._indexes.open(segment) as index:
+                yield index
+        except TamperedDataError:
+            self.damaged(segment)
+            raise
+
+    def damaged(self, segment: StoredSegment) -> None:
+        """Some of its bytes turned out to be wrong: it is not searched until it is sent again. Its other parts can be
+        read, so that what is sound of it can be saved."""
+        with self._lock:  # several threads may notice at the same time
+            known = self._sound.get(segment.key) is segment  # and it was not sent again meanwhile
+            if known:
+                self._damaged[segment.key] = self._sound.pop(segment.key)
+        if known:
+            collection_id, segment_id = segment.key
+            _log.error(
+                "segment %s of collection %s: its bytes are not those stored", segment_id.hex(), collection_id.hex()
+            )
+
+    def edition(self, collection_id: bytes) -> int:
+        """Another one once any of its segments is in another file."""
+        return self._editions.get(collection_id, 0)
+
+    def replaced(self, collection_id: bytes) -> None:
+        """Its segments are in other files now."""
+        with self._lock:
+            self._editions[collection_id] = next(self._edition)
+
+    # ---- writing ---------------------------------------------------------------------------------------
+    def new_file(self, description: Description, state: State) -> tuple[NewFile, StoredSegment]:
+        """A file for a segment, under the newest data key, and how it is to be read under its temporary name."""
+        key = (description.collection_id, description.segment_id)
+        newest = state.newest_key
+        if newest is None:
+            file = NewFile(self._folder.incoming)
+            return file, StoredSegment(description, file.path, 0, None)
+        data_key = newest.key
+        file = NewSealedFile(self._folder.incoming, data_key, newest.generation, *key, description.file_bytes)
+        return file, StoredSegment(description, file.path, newest.generation, data_key)
+
+    def placed(self, segment: StoredSegment) -> StoredSegment:
+        """How that file is to be read under the name that it gets."""
+        path = self._folder.path(segment.file_id)
+        return StoredSegment(segment.description, path, segment.generation, segment.data_key)
+
+    def publish(self, segment: StoredSegment, file: NewFile) -> None:
+        """Stores it, durably, and in place of the file that it had. Raises NotFound if the collection is gone."""
+        stored, file_id, description = self.placed(segment), segment.file_id, segment.description
+        record = SegmentRecord(
+            *segment.key, description.blocks, description.stored_bytes, description.index_bytes, segment.generation
+        )
+        self.pins.pin([file_id])  # until its row is written, a file looks like garbage
+        try:
+            with self._writes.writing():
+                self._folder.make_place(file_id)
+                replaces = stored.path.exists()  # a damaged file, or a retired one that is still read
+                file.publish(stored.path)
+                if replaces and stored.data_key is None:
+                    self._indexes.forget(stored)
+                self._folder.sync_place(file_id)
+                with self._writes.changing():
+                    replaced = self._catalogue.add(record, self._clock_s())
+                    with self._lock:
+                        self._sound[stored.key] = stored
+                        self._damaged.pop(stored.key, None)
+                    if replaced:
+                        self.replaced(record.collection_id)
+            if replaced:
+                self.pins.retire([replaced])
+        except BaseException:
+            self.pins.retire([file_id])
+            raise
+        finally:
+            self.pins.unpin([file_id])
+
+    def move(self, record: SegmentRecord, segment: StoredSegment, file: NewFile) -> bool:
+        """Puts a file of another generation, durably, in the place of one with the same content. False: it is gone by
+        now."""
+        moved = self.placed(segment)
+        self.pins.pin([moved.file_id])
+        try:
+            with self._writes.writing():
+                file.sync()
+                file.publish(moved.path)
+                self._folder.sync_place(moved.file_id)
+                with self._writes.changing():
+                    done = self._catalogue.move(record, moved.generation)
+                    if done:
+                        with self._lock:
+                            self._sound[moved.key] = moved
+                        self.replaced(record.collection_id)
+            self.pins.retire([record.file_id if done else moved.file_id])
+        finally:
+            self.pins.unpin([moved.file_id])
+        return done
+
+    # ---- removing --------------------------------------------------------------------------------------
+    def drop(self, collection_id: bytes) -> None:
+        """All of a collection. Raises NotFound. Its data keys go first; its files when nobody reads them any more."""
+        with self._writes.changing():
+            dropped = self._catalogue.drop(collection_id)
+        with self._lock:
+            self._editions.pop(collection_id, None)
+        self.pins.retire(dropped)
+        self._folder.forget(collection_id)
+
+    def _remove(self, file_id: FileId) -> StoredSegment | None:
+        """Removes the file of a segment that the catalogue does not have (any more, or again); the segment, if what
+        is opened of it may go, too."""
+        if self._catalogue.contains(file_id):
+            return None
+        gone = None
+        with self._lock:
+            for held in (self._sound, self._damaged):
+                known = held.get(file_id[:2])
+                if known is not None and known.file_id == file_id:
+                    gone = held.pop(file_id[:2])
+                elif known is not None and not file_id[2]:  # it has been sealed; what is sealed stays opened
+                    gone = StoredSegment(known.description, self._folder.path(file_id))
+        files.remove(self._folder.path(file_id))
+        return gone
