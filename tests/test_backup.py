@@ -38,6 +38,7 @@ from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 from he_server.storage import links
 from he_server.storage.catalogue_file import FOLDER_KEY_CONTEXT
+from he_server.storage.data_keys import DataKeys
 from he_server.storage.kek import KeyProvider, new_kek_file, open_kek
 from he_server.storage.store import Store
 from tests.compaction_fixture import DIM, contents, make
@@ -677,16 +678,16 @@ def test_an_interrupted_rekey_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     from he_server.operate.commands import rekey
 
     made(tmp_path, KEK, CONTENTS)
-    reseal, written = Store.reseal, []
+    reseal, written = DataKeys.reseal, []
 
-    def once(store: Store, record: Any) -> bool:
+    def once(keys: DataKeys, record: Any) -> bool:
         if written:
             raise _Stop
         written.append(record)
-        return reseal(store, record)
+        return reseal(keys, record)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "reseal", once)
+        patched.setattr(DataKeys, "reseal", once)
         with pytest.raises(_Stop):
             rekey(tmp_path, KEK)
     assert sorted(path.suffix for path in (tmp_path / "segments").rglob("*/*")) == [".1", ".1", ".2"]
