@@ -89,7 +89,10 @@ def _parse(library: Any, path: Path) -> tuple[str, Any]:
         text = raw.decode("ascii")
         if len(raw) > MAX_FILE_BYTES or not (header := _HEADER.match(text)):
             raise ValueError
-        return header[1], library.Share.from_mnemonic(" ".join(text[header.end() :].lower().split()))
+        share = library.Share.from_mnemonic(" ".join(text[header.end() :].lower().split()))
+        if share.iteration_exponent:  # ours have 0, and 15 would stretch for minutes
+            raise ValueError
+        return header[1], share
     except (ValueError, library.MnemonicError):
         raise ShareError(f"{path}: no share of a key, or a word is wrong or missing") from None
 

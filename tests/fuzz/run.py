@@ -4,7 +4,8 @@
     python -m tests.fuzz.run --list
 
 Also a failure: an input that takes over 100 ms (alone, the best of five), or more than twice the memory that the parser
-declares. The same seed gives the same inputs. What failed is written to --failures, to be put into tests/fuzz/corpus.
+declares. The same seed gives the same inputs, but for what is encrypted anew. What failed is written to --failures, to
+be put into tests/fuzz/corpus.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ class Target:
 
     repair: makes the checksums of a changed input right again (or nearly), so that what lies behind them is reached.
     limit_bytes: what the parser may hold in memory for one input, by what it declares; twice that fails.
+    cost: of an input, in tenths of a millisecond or so: the test suite gives expensive targets fewer.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Target:
     samples: list[bytes]
     mutate: Mutate
     limit_bytes: int
+    cost: int = 1
     repair: Callable[[bytes], bytes] | None = None
     close: Callable[[], None] = field(default=nothing)
 

@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from he_engine.errors import InvalidInput, MissingExtra
@@ -41,6 +42,7 @@ class SourcePolicy:
     text: str
 
 
+@cache
 def read_schema() -> cedarpy.Schema:
     """The one that is shipped."""
     return cedarpy.Schema.from_str((PACKAGED / "hesearch.cedarschema").read_text(encoding="utf-8"))
@@ -67,7 +69,7 @@ def read_groups(folder: Path) -> Mapping[str, frozenset[str]]:
         return {}
     try:
         table = tomllib.loads(_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, or a number of thousands of digits
         raise InvalidInput(f"groups.toml: {error}") from None
     groups: dict[str, set[str]] = {}
     for group, members in table.items():

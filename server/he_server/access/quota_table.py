@@ -18,7 +18,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class Quota:
 
 
 def _in_range(value: float) -> bool:
-    return isfinite(value) and 0 <= value < 2**63
+    return 0 <= value < 2**63  # neither infinities nor NaN are
 
 
 @dataclass(frozen=True, slots=True)

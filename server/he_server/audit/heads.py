@@ -49,7 +49,8 @@ class Head:
             fields = json.loads(raw)
             log_id, digest, signature = (bytes.fromhex(fields[name]) for name in ("log", "hash", "signature"))
             head = cls(log_id, fields["sequence"], fields["end_bytes"], digest, fields["time"], signature)
-            if head.json() != raw:
+            numbers = type(head.sequence) is type(head.end_bytes) is int
+            if not numbers or type(head.time) is not str or head.json() != raw:
                 raise ValueError
             Ed25519PublicKey.from_public_bytes(log_id).verify(signature, head._message())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, InvalidSignature):
