@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,18 @@ def test_a_forged_head_and_another_key_are_seen(copy: tuple[Path, Head], tmp_pat
     _appended(tmp_path / "another", COUNT)
     found = verify(tmp_path / "another/audit", [head])
     assert (found.sequence, found.problem) == (0, "line 0: it begins another log than the heads are of")
+
+
+@pytest.mark.parametrize("field", ["sequence", "end_bytes", "time"])
+def test_a_head_whose_fields_are_of_another_type_is_none(field: str) -> None:
+    """However well it is signed: whoever has any key can make one."""
+    signer = Ed25519PrivateKey.generate()
+    right = Head.sign(signer, 4, 2000, bytes(32))
+    assert Head.parse(right.json()) == right
+    wrong = replace(right, **{field: 4 if field == "time" else "4"})
+    wrong = replace(wrong, signature=signer.sign(wrong._message()))
+    with pytest.raises(TamperedDataError):
+        Head.parse(wrong.json())
 
 
 def test_a_log_that_was_rolled_back_and_went_on_does_not_match(copy: tuple[Path, Head], tmp_path: Path) -> None:

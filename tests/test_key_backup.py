@@ -107,6 +107,20 @@ def test_a_share_that_was_made_up(shares: list[Path], tmp_path: Path) -> None:
         restore_key([forged, *shares[1:3]])
 
 
+def test_a_share_that_asks_for_minutes(shares: list[Path], tmp_path: Path) -> None:
+    """Ours are not stretched: the key has no passphrase. 2^15 times the usual work is what SLIP-39 allows."""
+    asking = []
+    for path in shares[:3]:
+        header, words = path.read_text().split("\n", 1)
+        share = shamir_mnemonic.Share.from_mnemonic(" ".join(words.split()))
+        fields = {name: getattr(share, name) for name in share.__dataclass_fields__}
+        asking.append(tmp_path / path.name)
+        fields["iteration_exponent"] = 15
+        asking[-1].write_text(header + "\n" + shamir_mnemonic.Share(**fields).mnemonic())
+    with pytest.raises(ShareError):
+        restore_key(asking)
+
+
 def test_shares_that_name_another_key(shares: list[Path], tmp_path: Path) -> None:
     with pytest.raises(TamperedDataError, match="another key than they name"):
         restore_key([_renamed(path, "00" * 8, tmp_path / "renamed") for path in shares[:3]])

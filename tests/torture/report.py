@@ -251,7 +251,7 @@ def section(run: Run, test: Test) -> list[str]:
         return lines
     if test.file == "soak":
         lines += ["", f"Announced errors: {_announced(figures)}."]
-    commands = [line["command"] for line in figures.get("lines", [figures])]
+    commands = dict.fromkeys(line["command"] for line in figures.get("lines", [figures]))  # one may write many lines
     return [*lines, "", "```sh", *commands, "```"]
 
 
