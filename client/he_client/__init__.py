@@ -14,6 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its core logs each handshake
 from he_client.client import Client
 from he_client.collection import Collection
 from he_client.keys import CollectionKey
+from he_client.released import ScoreReleaseWarning
 from he_client.results import (
     ArchiveReport,
     CollectionInfo,
@@ -71,6 +72,7 @@ __all__ = [
     "ResealReport",
     "ResidueError",
     "RollbackError",
+    "ScoreReleaseWarning",
     "SearchReport",
     "SecretReuseError",
     "TamperedAnswerError",

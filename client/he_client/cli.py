@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from he_client.commands import archive as archive_commands
 from he_client.commands import common as commands
@@ -12,6 +15,7 @@ from he_client.commands import health as health_command
 from he_client.commands import key as key_commands
 from he_client.commands import maintenance as maintenance_commands
 from he_client.commands import plan as plan_command
+from he_client.released import ScoreReleaseWarning
 from he_engine.errors import (
     AlreadyExists,
     Conflict,
@@ -94,11 +98,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Ours look like errors, and are shown whatever Python's filters are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ScoreReleaseWarning)
+        plain = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+            if category is ScoreReleaseWarning:
+                print(f"hesearch: {message}", file=sys.stderr)
+            else:
+                plain(message, category, *where, **how)
+
+        warnings.showwarning = show
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parsed = build_parser().parse_args(arguments)
     try:
-        return int(parsed.run(parsed))
+        with _warnings_as_lines():
+            return int(parsed.run(parsed))
     except HesearchError as error:
         print(f"hesearch: {error}", file=sys.stderr)
         return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)

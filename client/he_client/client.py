@@ -19,6 +19,7 @@ from he_client.manifest import Manifest, open_manifest, seal_manifest
 from he_client.metrics import Space
 from he_client.pins import Pins
 from he_client.rejections import Rejections
+from he_client.released import Released
 from he_client.results import ArchiveReport, CollectionInfo, RepairReport, ResealReport
 from he_client.signing import Writer, sign_writers
 from he_client.transport import GrpcTransport, Remote, Security, Transport
@@ -43,9 +44,9 @@ class Client:
     bearer token, for a server that takes them; it is read for each call.
     cache: a folder for downloaded hints and row tables; it may be deleted at any time. state: a folder for what must
     outlast this client: the newest version seen of each collection, so that a server that goes back is caught by the
-    next client, too (he_client.pins), and the numbers of rejected answers (he_client.rejections). Without it, both last
-    as long as the client. writer: who signs what is committed (he_client.signing; default: all holders of the
-    collection's key, as one). timeout_s: the deadline of every call.
+    next client, too (he_client.pins), and the numbers of rejected answers (he_client.rejections) and of released ones
+    (he_client.released). Without it, they last as long as the client. writer: who signs what is committed
+    (he_client.signing; default: all holders of the collection's key, as one). timeout_s: the deadline of every call.
     threads: of encryption, and of the recovery of answers (default: all cores).
     """
 
@@ -71,6 +72,7 @@ class Client:
         kept = Path(state) if state is not None else None
         self._pins = Pins(_server_name(target), kept)
         self._rejections = Rejections(kept)
+        self._released = Released(kept)
         self._writer = writer
         self._threads = threads
         self._collections: weakref.WeakSet[Collection] = weakref.WeakSet()
@@ -149,6 +151,7 @@ class Client:
             threads=self._threads,
             pins=self._pins,
             rejections=self._rejections,
+            released=self._released,
             writer=self._writer,
         )
         self._collections.add(collection)

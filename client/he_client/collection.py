@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from he_client.manifest import Entries, Manifest, without_rows
 from he_client.pins import Pins
 from he_client.progress import progress_bar
 from he_client.rejections import Rejections
+from he_client.released import Released, ScoreReleaseWarning, budget
 from he_client.results import CompactReport, Payload, RepairReport, ResealReport, RowId, SearchReport
 from he_client.rows import check_ids, encode_payloads
 from he_client.searching import Searcher
@@ -31,6 +33,7 @@ from he_client.upkeep.reseal import Resealer
 from he_engine.errors import Conflict, DuplicateIdError, InvalidInput, NotFound
 from he_engine.keys import RootKey
 from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
 
 SEGMENT_BYTES = 64 << 20  #: index bytes of one segment; two are in memory while inserting or compacting
 
@@ -58,6 +61,7 @@ class Collection:
         threads: int | None,
         pins: Pins,
         rejections: Rejections,
+        released: Released,
         writer: Writer | None,
     ) -> None:
         self.name = name
@@ -71,8 +75,11 @@ class Collection:
         self._engine = make_engine(self._parameters, key, message.collection_id, message.engine_state, threads=threads)
         self._store = SegmentStore(remote, message.collection_id, key, self._engine, self._space, cache, direct)
         self._workers = ThreadPoolExecutor(threads or os.cpu_count() or 1, "recover")  # they start when first needed
-        self._searcher = Searcher(remote, self._store, self._engine, self._space, self._workers, rejections)
-        self._rejections = rejections
+        self._rejections, self._released = rejections, released
+        self._budget = budget(self._parameters)  # of released answers for a block; None: not counted
+        self._warned = False
+        counts = None if self._budget is None else released
+        self._searcher = Searcher(remote, self._store, self._engine, self._space, self._workers, rejections, counts)
         self._state = State(name, remote, key, self._store, manifest, pins, writer)
         self._writer = writer
         self._writing = threading.Lock()  # one insert or delete at a time; searches go on
@@ -196,7 +203,8 @@ class Collection:
     def compact(self, *, progress: bool | None = None) -> CompactReport:
         """Make few full segments of small and of mostly deleted ones, here: rows are downloaded, decrypted, and
         encrypted anew; ids, payloads and encoded vectors stay as they are. So are segments whose fingerprint has
-        rejected so many answers that it may verify no more (he_client.rejections).
+        rejected so many answers that it may verify no more (he_client.rejections), and those of which more answers were
+        released than the budget (he_client.released).
 
         Each group of segments is one commit, so a call that ended early, in whatever way, goes on where it stopped
         when it is repeated. Everybody may read and write meanwhile. he_client.upkeep.compaction says which segments are
@@ -205,8 +213,14 @@ class Collection:
         """
         self._require_open()
         with self._compacting:
-            worn = self._rejections.worn
-            return Compactor(self._state, self._store, self._engine, SEGMENT_BYTES, worn).run(progress)
+            report = Compactor(self._state, self._store, self._engine, SEGMENT_BYTES, self._worn).run(progress)
+        self._warned = False
+        return report
+
+    def _worn(self, entry: pb.SegmentEntry) -> bool:
+        """Whether a segment must be encrypted anew, although it is full and lives."""
+        spent = self._budget is not None and self._released.most(entry) > self._budget
+        return spent or self._rejections.worn(entry)
 
     def reseal(
         self, new_key: RootKey, *, journal: str | os.PathLike[str], progress: bool | None = None
@@ -262,7 +276,8 @@ class Collection:
 
         Fewer where the collection has fewer. Raises DimensionError, NormError, InvalidInput (k < 1),
         TamperedAnswerError (what does not verify is not decrypted, and nothing is returned), RollbackError,
-        Unavailable.
+        Unavailable. Under `compact` and `precise` it warns (ScoreReleaseWarning) once more answers of a block were
+        released than the dimension: docs/score-release.md.
         """
         self._require_open()
         vectors, norms, batch = self._space.queries(query)
@@ -273,11 +288,23 @@ class Collection:
         for _ in range(MAX_REBASES):
             manifest, segments = self._state.current
             try:
-                hits, self.last_search = self._searcher.search(manifest, segments, vectors, norms, int(k))
-                return hits if batch else hits[0]
+                hits, report = self._searcher.search(manifest, segments, vectors, norms, int(k))
+                break
             except (Conflict, NotFound):  # the manifest is no longer current, or a segment of it has gone
                 self._state.refresh()
-        raise Conflict(f"collection {self.name!r}: changes faster than it can be searched; try again")
+        else:
+            raise Conflict(f"collection {self.name!r}: changes faster than it can be searched; try again")
+        self.last_search = report
+        if self._budget is not None and report.released_answers > self._budget and not self._warned:
+            warnings.warn(
+                f"collection {self.name!r}: more than {self._budget} answers of a block were released since it was "
+                "encrypted, and their scores are key material. If anybody without the key may have seen them, encrypt "
+                "the rows anew: Collection.compact, `hesearch compact` (docs/score-release.md)",
+                ScoreReleaseWarning,
+                stacklevel=2,
+            )
+            self._warned = True
+        return hits if batch else hits[0]
 
     # ---- closing ---------------------------------------------------------------------------------------
     def _require_open(self) -> None:

@@ -13,8 +13,13 @@ class Hit:
     """One found row, best first.
 
     `score` is the cosine similarity or inner product (larger is closer), or under `l2` the Euclidean distance
-    (smaller is closer). Scores of the profiles `compact` and `precise` are key material: show them only to
-    holders of the collection key (docs/scheme.md). Scores of `exact` may be shown to anyone.
+    (smaller is closer).
+
+    Who may see it depends on the profile (docs/score-release.md). `exact`: anyone; it is a function of the vectors,
+    rounded to integers, and of no secret. `compact`, `precise`, and the engine `tenseal`: **key material**, for holders
+    of the collection's key alone. Whoever has the index (the server, say) and enough such scores of known queries
+    decrypts the rows, whether they were found or not; rounding the scores does not help. Do not log, store, send or
+    plot them; ids and payloads may be shown.
     """
 
     id: RowId
@@ -36,6 +41,7 @@ class SearchReport:
     answer_bytes: int  #: received
     query_head: bytes  #: the first 16 bytes that the server saw
     answer_head: bytes  #: the first 16 bytes that it sent
+    released_answers: int  #: of the block that has most, of those with a hit; 0: not counted (he_client.released)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

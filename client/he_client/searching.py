@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from he_client.arrival import HEAD_BYTES, Collector, Group, grouped
 from he_client.manifest import Manifest
 from he_client.metrics import Space
 from he_client.rejections import Rejections
+from he_client.released import Block, Released
 from he_client.results import Hit, SearchReport
 from he_client.segments import Segment, SegmentStore
 from he_client.transport import Remote
@@ -66,8 +68,11 @@ class Searcher:
         space: Space,
         workers: Executor,
         rejections: Rejections,
+        released: Released | None,
     ) -> None:
+        """`released`: counts answers; None where scores may be shown."""
         self._rejections = rejections
+        self._released = released
         self._remote = remote
         self._store = store
         self._engine = engine
@@ -79,11 +84,12 @@ class Searcher:
     ) -> tuple[list[list[Hit]], SearchReport]:
         """`segments`: the live ones in the manifest's order. `vectors` (B, d): unit queries, of true norms `norms`.
 
-        Raises Conflict when the manifest is no longer current.
+        Answers are counted before any score is returned. Raises Conflict when the manifest is no longer current.
         """
         groups = grouped(manifest, segments)
         k = min(k, manifest.count)
         hits: list[list[Hit]] = []
+        shown: Counter[Block] = Counter()
         times = np.zeros(4)  # encrypt, server, recover after the last byte, all work of recovery
         query_bytes = 0
         heads = (b"", b"")
@@ -105,12 +111,13 @@ class Searcher:
             finally:
                 for one in asked:
                     one.query.close()
-            hits += [self._hits(segments, found, payloads, k) for found in reply.found]
+            hits += [self._hits(segments, found, payloads, k, shown) for found in reply.found]
             ready = time.perf_counter()
             work_s = sum(f.work_s for found in reply.found for f in found)
             times += (sent - began, reply.received - sent, ready - reply.received, work_s)
             query_bytes += sum(len(one.query.ciphertext) for one in asked)
             heads = (bytes(asked[0].query.ciphertext[:HEAD_BYTES]), reply.head)
+        released = 0 if self._released is None else self._released.add(shown)
         return hits, SearchReport(
             queries=len(hits),
             rows=sum(s.entry.rows for s in segments),
@@ -122,6 +129,7 @@ class Searcher:
             answer_bytes=answer_bytes * len(vectors),
             query_head=heads[0],
             answer_head=heads[1],
+            released_answers=released,
         )
 
     def _encrypt(self, vector: F64, norm: float) -> _Asked:
@@ -189,16 +197,23 @@ class Searcher:
         return _Found(group.first_row + rows, near[rows], time.thread_time() - began)
 
     def _hits(
-        self, segments: Sequence[Segment], found: Sequence[_Found], payloads: Mapping[bytes, bytes], k: int
+        self,
+        segments: Sequence[Segment],
+        found: Sequence[_Found],
+        payloads: Mapping[bytes, bytes],
+        k: int,
+        shown: Counter[Block],
     ) -> list[Hit]:
-        """The k best live rows of all groups."""
+        """The k best live rows of all groups; in `shown`, one answer more for each of their blocks."""
         rows = np.concatenate([f.rows for f in found])
         near = np.concatenate([f.near for f in found])
         starts = np.cumsum([0, *(s.entry.rows for s in segments)])
         hits = []
+        blocks: set[Block] = set()
         for place in best(near, k):
             number = int(np.searchsorted(starts, rows[place], "right")) - 1
             segment, row = segments[number], int(rows[place] - starts[number])
+            blocks.add((segment.id, row // self._engine.rows_per_block))
             score = float(near[place])
             hits.append(
                 Hit(
@@ -207,6 +222,7 @@ class Searcher:
                     payload=self._store.payload(segment, row, payloads),
                 )
             )
+        shown.update(blocks)
         return hits
 
 

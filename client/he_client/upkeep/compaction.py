@@ -3,8 +3,9 @@
 Which. A segment is small when it has room for twice its rows (index below half of SEGMENT_BYTES), and half-dead when
 over half of its rows are deleted. Each holds under half of a full segment's live rows, so they are packed, in the
 manifest's order and first fit, into groups that fill one new segment. A group of two or more is rewritten; alone is
-one that is half-dead, or whose fingerprint is worn (he_client.rejections); a small one alone would gain nothing. Hence
-at most one segment stays small, a second compaction does nothing, and stored rows are at most twice the live ones.
+one that is half-dead, or whose fingerprint (he_client.rejections) or secrets (he_client.released) served too
+often; a small one alone would gain nothing. Hence at most one segment stays small, a second compaction does nothing,
+and stored rows are at most twice the live ones.
 
 How. For each group: download, decrypt, encrypt under a fresh seed, upload, and one commit that puts the new segment
 in the place of the old ones. In memory are one downloaded index and its rows, or the new index and its rows: about

@@ -1,0 +1,111 @@
+"""How many answers of each block were released, and the warning once there were more than the budget.
+
+Under `compact` and `precise` a score is key material (docs/score-release.md): with about 400·d of them a row, for known
+queries, whoever has the index finds the secret of the block. The budget is d answers for a block, d the dimension; then
+its rows are encrypted anew, by compaction or reseal, and counting begins at 0. An answer of a block is released when
+`search` returns at least one score of it; what ranking has thrown away is not. Nothing is counted under `exact`.
+
+In memory, counts last as long as the client; in a folder, beyond, and processes share them: a file for each segment, of
+one number of 32 bits for each block. They are not synced: a power loss may take some away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from he_engine.errors import HesearchError
+from he_engine.params import Parameters, Profile
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+
+Block = tuple[bytes, int]  #: a segment's id, and the number of one of its blocks
+
+_COUNT = struct.Struct("<I")
+_MOST = (1 << 32) - 1
+
+
+class ScoreReleaseWarning(UserWarning):
+    """More answers of a block were released than the budget; their scores are key material.
+
+    Filter it as other warnings: `warnings.simplefilter("error", ScoreReleaseWarning)` makes `search` raise it, and
+    return nothing, where it would go over the budget.
+    """
+
+
+def budget(parameters: wire.PublicParameters) -> int | None:
+    """Answers of a block that may be released; None: no number is known (`tenseal`), or none is needed (`exact`)."""
+    if isinstance(parameters, Parameters) and parameters.profile is not Profile.EXACT:
+        return parameters.dim
+    return None
+
+
+class Released:
+    """Thread-safe. `folder` None: memory alone."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._counts: dict[bytes, dict[int, int]] = {}  # by segment, by block; without a folder
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def add(self, answers: Mapping[Block, int]) -> int:
+        """So many answers more for each of these blocks. Returns the largest count that one of them has now, or 0.
+
+        Raises HesearchError where the folder cannot be written."""
+        segments: dict[bytes, dict[int, int]] = {}
+        for (segment_id, block), number in answers.items():
+            segments.setdefault(segment_id, {})[block] = number
+        return max((self._add(segment_id, blocks) for segment_id, blocks in segments.items()), default=0)
+
+    def _add(self, segment_id: bytes, blocks: Mapping[int, int]) -> int:
+        if self._folder is None:
+            with self._lock:
+                counts = self._counts.setdefault(segment_id, {})
+                for block, number in blocks.items():
+                    counts[block] = counts.get(block, 0) + number
+                return max(counts[block] for block in blocks)
+        with self._errors():
+            descriptor = os.open(self._path(segment_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                return max(_count(descriptor, block, number) for block, number in blocks.items())
+            finally:
+                os.close(descriptor)
+
+    def most(self, entry: pb.SegmentEntry) -> int:
+        """The largest count of any block of this segment."""
+        if self._folder is None:
+            with self._lock:
+                return max(self._counts.get(entry.segment_id, {}).values(), default=0)
+        with self._errors():
+            path = self._path(entry.segment_id)
+            raw = path.read_bytes() if path.exists() else b""
+        return max((count for (count,) in _COUNT.iter_unpack(raw[: len(raw) // _COUNT.size * _COUNT.size])), default=0)
+
+    def _path(self, segment_id: bytes) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{segment_id.hex()}.released"
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """No NotFound, which would mean to a search that a segment has gone."""
+        try:
+            yield
+        except OSError as error:
+            raise HesearchError(f"released answers {self._folder}: {error.strerror}") from None
+
+
+def _count(descriptor: int, block: int, number: int) -> int:
+    """`number` more for a block, in a file that is locked. Returns its count."""
+    place = block * _COUNT.size
+    before = os.pread(descriptor, _COUNT.size, place).ljust(_COUNT.size, b"\0")  # beyond the end of the file: 0
+    count: int = min(_COUNT.unpack(before)[0] + number, _MOST)
+    os.pwrite(descriptor, _COUNT.pack(count), place)
+    return count
