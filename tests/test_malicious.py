@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from he_client import Client, TamperedAnswerError, rejections
+from he_client import Client, HesearchError, TamperedAnswerError, rejections
+from he_client.arrival import grouped
+from he_client.searching import Searcher
 from tests.malicious.answers import blocks, split
 from tests.malicious.forging import adding, leaked, unseen
 from tests.malicious.lies import LIES, Lie
@@ -92,21 +95,23 @@ def test_a_client_without_pins_is_noticed(told: Campaign, monkeypatch: pytest.Mo
 
 
 # ---- on the wire ---------------------------------------------------------------------------------------------
-def trace(told: Campaign, tell: Tell | None) -> tuple[Trace, bool]:
-    """What a server sees of a search, and of a search and a look for news after it; whether the first was refused.
+def trace(told: Campaign, tell: Tell | None, *, queries: int = 1, always: bool = False) -> tuple[Trace, str]:
+    """What a server sees of a search, and of a search and a look for news after it; the error of the first, by name.
 
-    Of each call: method, requests (of ciphertexts the lengths: they are new ones), how many responses were taken, and
-    whether the client left before their end.
+    Of each call: method, connection, metadata, requests (of ciphertexts the lengths: they are new ones), how many
+    responses were taken, and whether the client left before their end. Lied about is the first call of the first
+    search, or all of them.
     """
     world, reader = told.world, told.stage.reader(hasty=False)
     reader.search(world.queries[0])  # payloads are fetched once
-    told.server.script = tell and Script(tell, lambda method, _: method == "Answer", 0, False, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    told.server.script = tell and Script(tell, lambda method, _: method == "Answer", 0, always, rng)
     told.server.record.clear()
+    error = ""
     try:
-        reader.search(world.queries[0], k=EVERYTHING)
-        refused = False
-    except TamperedAnswerError:
-        refused = True
+        reader.search(world.queries[:queries], k=EVERYTHING)
+    except HesearchError as raised:
+        error = type(raised).__name__
     finally:
         told.server.script = None
     reader.search(world.queries[1], k=5)
@@ -114,15 +119,25 @@ def trace(told: Campaign, tell: Tell | None) -> tuple[Trace, bool]:
     calls: Trace = []
     for call in told.server.record:
         sent = [len(r.chunk) if r.WhichOneof("content") == "chunk" else r for r in call.requests[1:]]
-        calls.append((call.method, call.requests[0].SerializeToString(), sent, call.responses, call.left))
-    return calls, refused
+        header = call.requests[0].SerializeToString()
+        calls.append((call.method, call.peer, call.metadata, header, sent, call.responses, call.left))
+    return calls, error
+
+
+def methods(calls: Trace) -> list[str]:
+    return [call[0] for call in calls]
+
+
+def pieces(tell: Tell, call: Call) -> list[Any]:
+    """Block by block, in order."""
+    return sorted(split(tell(call)), key=lambda p: (p.segment_id, p.first_block))
 
 
 def slowly(tell: Tell) -> Tell:
     """Piece by piece, so that who had enough could leave."""
 
     def slow(call: Call) -> Iterator[Any]:
-        for piece in sorted(split(tell(call)), key=lambda p: (p.segment_id, p.first_block)):
+        for piece in pieces(tell, call):
             time.sleep(0.003)
             yield piece
 
@@ -131,30 +146,140 @@ def slowly(tell: Tell) -> Tell:
 
 #: Lies that keep the pieces of the honest answer and change their numbers.
 VERIFIED = sorted(name for name, lie in LIES.items() if lie.of_residues and "version" not in name)
+REFUSED = "TamperedAnswerError"
+
+
+def require_alike(told: Campaign, shown: Callable[[Tell], Tell], right: Trace, **how: Any) -> None:
+    """Every lie about numbers, told in this way, is refused and looks like `right`."""
+    assert len(VERIFIED) > 15
+    for name in VERIFIED:
+        wrong, error = trace(told, shown(LIES[name].tell), **how)
+        assert error == REFUSED, name
+        assert wrong == right, name
 
 
 def test_right_and_wrong_answers_look_alike_on_the_wire(told: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of two blocks: the first is refused while most of the answer is still to come."""
     monkeypatch.setattr("he_client.arrival.GROUP_BLOCKS", 2)
-    right, refused = trace(told, slowly(blocks))
-    assert not refused and [call[0] for call in right] == ["Answer", "Answer", "ReadManifest"]
-    assert len(VERIFIED) > 15
-    for name in VERIFIED:
-        wrong, refused = trace(told, slowly(LIES[name].tell))
-        assert refused, name
+    right, error = trace(told, slowly(blocks))
+    assert not error and methods(right) == ["Answer", "Answer", "ReadManifest"]
+    require_alike(told, slowly, right)
+
+
+class Judged:
+    """Groups that a client has verified, or refused, since the last call began."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        recover = Searcher._recover
+
+        def counted(*arguments: Any) -> Any:
+            try:
+                return recover(*arguments)
+            finally:
+                with self._changed:
+                    self._count += 1
+                    self._changed.notify_all()
+
+        monkeypatch.setattr(Searcher, "_recover", counted)
+
+    def then(self, tell: Tell, groups: int, refusal: Refused) -> Tell:
+        """The answer, and when so many groups of it have been judged, an error."""
+
+        def told(call: Call) -> Iterator[Any]:
+            self._count = 0
+            yield from pieces(tell, call)
+            with self._changed:
+                assert self._changed.wait_for(lambda: self._count == groups, 60)
+            raise refusal
+
+        return told
+
+
+BREAKS = [
+    (Refused(grpc.StatusCode.UNAVAILABLE), ["Answer"], ""),
+    (Refused(grpc.StatusCode.ABORTED, "Conflict"), ["ReadManifest", "Answer"], ""),
+    (Refused(grpc.StatusCode.NOT_FOUND, "NotFound"), ["ReadManifest", "Answer"], ""),
+    (Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "Overloaded"), ["Answer"], ""),
+    (Refused(grpc.StatusCode.INTERNAL), [], "HesearchError"),
+    (Refused(grpc.StatusCode.DATA_LOSS, "TamperedDataError"), [], "DamagedDataError"),
+]
+
+
+@pytest.mark.parametrize(("refusal", "again", "error"), BREAKS, ids=[str(b[0].code) for b in BREAKS])
+def test_a_call_that_breaks_off_looks_alike_whatever_was_answered(
+    told: Campaign, monkeypatch: pytest.MonkeyPatch, refusal: Refused, again: list[str], error: str
+) -> None:
+    """After the whole answer, which the client has judged by then: what it does next does not depend on its verdict."""
+    monkeypatch.setattr("he_client.arrival.GROUP_BLOCKS", 2)
+    judged, groups = Judged(monkeypatch), len(grouped(*told.stage.reader(hasty=False)._state.current))
+    assert groups > 1
+
+    def breaking(tell: Tell) -> Tell:
+        return judged.then(tell, groups, refusal)
+
+    right, found = trace(told, breaking(blocks))
+    assert found == error, "a right answer that breaks off is asked for again where that can help"
+    assert methods(right) == ["Answer", *again, "Answer", "ReadManifest"]
+    require_alike(told, breaking, right)
+
+
+def test_a_call_that_breaks_off_amid_the_answer(told: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first group, which is right or wrong."""
+    monkeypatch.setattr("he_client.arrival.GROUP_BLOCKS", 2)
+    judged, reader = Judged(monkeypatch), told.stage.reader(hasty=False)
+    first = {s.id for s in grouped(*reader._state.current)[0].segments}
+
+    def beginning(tell: Tell) -> Tell:
+        def told_first(call: Call) -> list[Any]:
+            return [piece for piece in tell(call) if piece.segment_id in first]
+
+        return judged.then(told_first, 1, Refused(grpc.StatusCode.UNAVAILABLE))
+
+    right, error = trace(told, beginning(blocks))
+    assert not error and methods(right) == ["Answer", "Answer", "Answer", "ReadManifest"]
+    seen = set()
+    for name in VERIFIED:  # some of them change other groups alone
+        wrong, error = trace(told, beginning(LIES[name].tell))
+        seen.add(error)
         assert wrong == right, name
+    assert seen <= {"", REFUSED} and REFUSED in seen
+
+
+def test_conflicts_without_end_look_alike(told: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Judged(monkeypatch)
+
+    def breaking(tell: Tell) -> Tell:
+        return judged.then(tell, 1, Refused(grpc.StatusCode.ABORTED, "Conflict"))
+
+    right, error = trace(told, breaking(blocks), always=True)
+    assert error == "Conflict" and methods(right).count("Answer") == 16 + 1
+    wrong, error = trace(told, breaking(LIES["zeros"].tell), always=True)
+    assert error == REFUSED and wrong == right
+
+
+def test_a_search_of_several_calls_makes_all_of_them(told: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is answered wrongly, or all are; the later ones are made all the same."""
+    monkeypatch.setattr("he_client.searching.CALL_BYTES", 1)
+    for always in (False, True):
+        right, error = trace(told, slowly(blocks), queries=3, always=always)
+        assert not error and methods(right) == ["Answer"] * 4 + ["ReadManifest"]
+        require_alike(told, slowly, right, queries=3, always=always)
 
 
 def test_a_worn_fingerprint_looks_alike_on_the_wire(told: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many rejections nothing is verified; the server is asked as before, and sees nothing of it."""
+    monkeypatch.setattr("he_client.searching.CALL_BYTES", 1)
     told.stage.restart()
-    right, _ = trace(told, slowly(blocks))
+    right, _ = trace(told, slowly(blocks), queries=3)
     monkeypatch.setattr(rejections, "MAX", 0)
     told.server.record.clear()
     with pytest.raises(TamperedAnswerError, match="verifies no more"):
-        told.stage.reader(hasty=False).search(told.world.queries[0])
-    [call] = told.server.record
-    assert (call.method, call.requests[0].SerializeToString(), call.left) == (right[0][0], right[0][1], False)
+        told.stage.reader(hasty=False).search(told.world.queries[:3], k=EVERYTHING)
+    assert [(c.method, c.peer, c.requests[0].SerializeToString(), c.left) for c in told.server.record] == [
+        (method, peer, header, left) for method, peer, _, header, _, _, left in right[:3]
+    ]
 
 
 def test_rejections_wear_a_fingerprint_until_compaction(told: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,25 +307,19 @@ def test_rejections_wear_a_fingerprint_until_compaction(told: Campaign, monkeypa
 
 
 def test_where_reactions_differ_on_the_wire(told: Campaign) -> None:
-    """docs/malicious.md names these: a piece in a wrong place ends the call, a call that breaks off is not asked again
-    where a lie was noticed, and `direct` payloads are fetched for rows that were found."""
-
-    def broken_off(tell: Tell) -> Tell:
-        def tell_and_fail(call: Call) -> Iterator[Any]:
-            yield from tell(call)
-            time.sleep(0.1)
-            raise Refused(grpc.StatusCode.UNAVAILABLE)
-
-        return tell_and_fail
-
-    for tell, asked in ((blocks, 2), (LIES["zeros"].tell, 1)):
-        calls, refused = trace(told, broken_off(tell))
-        assert [call[0] for call in calls] == ["Answer"] * asked + ["Answer", "ReadManifest"]
-        assert refused is (asked == 1)
-    calls, refused = trace(told, slowly(lambda call: 2 * blocks(call)))
-    assert refused and calls[0][-1] and [call[0] for call in calls] == ["Answer", "Answer", "ReadManifest"]
+    """docs/malicious.md names these: a piece in a wrong place ends the call, and `direct` payloads are fetched for rows
+    that were found."""
+    calls, error = trace(told, slowly(lambda call: 2 * blocks(call)))
+    assert error == REFUSED and calls[0][-1] and methods(calls) == ["Answer", "Answer", "ReadManifest"]
     with Client(told.server.address, insecure=True, threads=1) as client:
         reader = client.open_collection(NOTES, key=told.world.key, payloads="direct")
         told.server.record.clear()
         reader.search(told.world.queries[0], k=2)
         assert [call.method for call in told.server.record] == ["Answer", "ReadSegmentPart", "ReadSegmentPart"]
+        told.server.record.clear()
+        rng = np.random.default_rng(1)
+        told.server.script = Script(LIES["zeros"].tell, lambda method, _: method == "Answer", 0, False, rng)
+        with pytest.raises(TamperedAnswerError):
+            reader.search(told.world.queries[0], k=2)
+        told.server.script = None
+        assert [call.method for call in told.server.record] == ["Answer"]

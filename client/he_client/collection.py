@@ -20,7 +20,7 @@ from he_client.pins import Pins
 from he_client.progress import progress_bar
 from he_client.rejections import Rejections
 from he_client.released import Released, ScoreReleaseWarning, budget
-from he_client.results import CompactReport, Payload, RepairReport, ResealReport, RowId, SearchReport
+from he_client.results import CompactReport, Hit, Payload, RepairReport, ResealReport, RowId, SearchReport
 from he_client.rows import check_ids, encode_payloads
 from he_client.searching import Searcher
 from he_client.segments import Segment, SegmentStore, split
@@ -30,6 +30,7 @@ from he_client.transport import Remote
 from he_client.upkeep.compaction import Compactor
 from he_client.upkeep.repair import Repairer
 from he_client.upkeep.reseal import Resealer
+from he_client.verdicts import raised_last
 from he_engine.errors import Conflict, DuplicateIdError, InvalidInput, NotFound
 from he_engine.keys import RootKey
 from he_proto import wire
@@ -285,15 +286,8 @@ class Collection:
             raise InvalidInput(f"k: got {k!r}, expected an integer of at least 1")
         if self._state.manifest.count == 0:
             self._state.refresh()  # there is nothing to ask the server, which would say that there is more now
-        for _ in range(MAX_REBASES):
-            manifest, segments = self._state.current
-            try:
-                hits, report = self._searcher.search(manifest, segments, vectors, norms, int(k))
-                break
-            except (Conflict, NotFound):  # the manifest is no longer current, or a segment of it has gone
-                self._state.refresh()
-        else:
-            raise Conflict(f"collection {self.name!r}: changes faster than it can be searched; try again")
+        with raised_last() as wrong:
+            hits, report = self._current_hits(vectors, norms, int(k), wrong)
         self.last_search = report
         if self._budget is not None and report.released_answers > self._budget and not self._warned:
             warnings.warn(
@@ -305,6 +299,16 @@ class Collection:
             )
             self._warned = True
         return hits if batch else hits[0]
+
+    def _current_hits(
+        self, vectors: NDArray[np.float64], norms: NDArray[np.float64], k: int, wrong: list[BaseException]
+    ) -> tuple[list[list[Hit]], SearchReport]:
+        for _ in range(MAX_REBASES):
+            try:
+                return self._searcher.search(*self._state.current, vectors, norms, k, wrong)
+            except (Conflict, NotFound):  # the manifest is no longer current, or a segment of it has gone
+                self._state.refresh()
+        raise Conflict(f"collection {self.name!r}: changes faster than it can be searched; try again")
 
     # ---- closing ---------------------------------------------------------------------------------------
     def _require_open(self) -> None:

@@ -21,7 +21,7 @@ from he_client.results import Hit, SearchReport
 from he_client.segments import Segment, SegmentStore
 from he_client.transport import Remote
 from he_engine.engine import MAX_QUERIES, Buffer, ClientEngine
-from he_engine.errors import Conflict, InvalidInput, NotFound, TamperedAnswerError, Unavailable
+from he_engine.errors import InvalidInput, TamperedAnswerError
 from he_proto import wire
 from he_proto.chunks import answer_requests
 from he_proto.v1 import hesearch_pb2 as pb
@@ -52,7 +52,7 @@ class _Found:
 class _Reply:
     """All answers of one call, recovered."""
 
-    found: list[list[_Found]]  #: for each query, of each group
+    found: list[list[_Found]]  #: for each query, of each group; empty where something was wrong
     received: float  #: when the last piece had come
     head: bytes  #: of the first piece
 
@@ -80,22 +80,29 @@ class Searcher:
         self._workers = workers
 
     def search(
-        self, manifest: Manifest, segments: Sequence[Segment], vectors: F64, norms: F64, k: int
+        self,
+        manifest: Manifest,
+        segments: Sequence[Segment],
+        vectors: F64,
+        norms: F64,
+        k: int,
+        wrong: list[BaseException],
     ) -> tuple[list[list[Hit]], SearchReport]:
         """`segments`: the live ones in the manifest's order. `vectors` (B, d): unit queries, of true norms `norms`.
 
-        Answers are counted before any score is returned. Raises Conflict when the manifest is no longer current.
+        What does not verify is added to `wrong` (he_client.verdicts), and then the hits are none. Answers are counted
+        before any score is returned. Raises Conflict when the manifest is no longer current.
         """
         groups = grouped(manifest, segments)
         k = min(k, manifest.count)
-        hits: list[list[Hit]] = []
+        found: list[list[_Found]] = []  # for each query, of each group
         shown: Counter[Block] = Counter()
         times = np.zeros(4)  # encrypt, server, recover after the last byte, all work of recovery
         query_bytes = 0
         heads = (b"", b"")
         payloads = self._store.fetch_payloads(segments)
         if k == 0:
-            hits = [[] for _ in vectors]
+            found = [[] for _ in vectors]
             vectors = vectors[:0]
         answer_bytes = self._engine.answer_bytes_per_block * sum(s.entry.blocks for s in segments)
         together = max(1, min(MAX_QUERIES, CALL_BYTES // max(self._engine.query_bytes, answer_bytes)))
@@ -107,17 +114,20 @@ class Searcher:
                 for vector, norm in zip(vectors[part], norms[part], strict=True):
                     asked.append(self._encrypt(vector, norm))
                 sent = time.perf_counter()
-                reply = self._ask(manifest, groups, asked, k)
+                reply = self._ask(manifest, groups, asked, k, wrong)
             finally:
                 for one in asked:
                     one.query.close()
-            hits += [self._hits(segments, found, payloads, k, shown) for found in reply.found]
+            found += reply.found
             ready = time.perf_counter()
-            work_s = sum(f.work_s for found in reply.found for f in found)
+            work_s = sum(f.work_s for parts in reply.found for f in parts)
             times += (sent - began, reply.received - sent, ready - reply.received, work_s)
             query_bytes += sum(len(one.query.ciphertext) for one in asked)
             heads = (bytes(asked[0].query.ciphertext[:HEAD_BYTES]), reply.head)
+        began = time.perf_counter()
+        hits = [] if wrong else [self._hits(segments, parts, payloads, k, shown) if parts else [] for parts in found]
         released = 0 if self._released is None else self._released.add(shown)
+        times[2] += time.perf_counter() - began
         return hits, SearchReport(
             queries=len(hits),
             rows=sum(s.entry.rows for s in segments),
@@ -136,11 +146,19 @@ class Searcher:
         square = self._engine.query_square(vector) if self._space.needs_squares else 1.0
         return _Asked(self._engine.query(vector), float(norm), square)
 
-    def _ask(self, manifest: Manifest, groups: Sequence[Group], asked: Sequence[_Asked], k: int) -> _Reply:
+    def _ask(
+        self,
+        manifest: Manifest,
+        groups: Sequence[Group],
+        asked: Sequence[_Asked],
+        k: int,
+        wrong: list[BaseException],
+    ) -> _Reply:
         """Send the queries; recover each group as soon as its answers are there.
 
-        The answers are read to their end whatever is found in them, and no worker is left with the queries when this
-        ends, in whatever way. Raises TamperedAnswerError.
+        Whatever is found in the answers, they are read to their end, and asked for again where they break off: it is
+        added to `wrong`. No worker is left with the queries when this ends, in whatever way. Raises TamperedAnswerError
+        for pieces in wrong places.
         """
         context = self._remote.context
         header = pb.AnswerHeader(
@@ -163,13 +181,12 @@ class Searcher:
                     collector.add(response)
                 received = time.perf_counter()
                 collector.require_complete()
-                found = [[work[q, g].result() for g in range(len(groups))] for q in range(len(asked))]
-                return _Reply(found, received, collector.head)
-            except (Unavailable, Conflict, NotFound):
-                _raise_lies(work.values())  # a lie that was noticed must not be asked again
-                raise
+                wait(work.values())
             finally:
-                _end(work.values())
+                errors = _ended(work.values())
+                wrong.extend(errors)
+            found = [] if errors else [[work[q, g].result() for g in range(len(groups))] for q in range(len(asked))]
+            return _Reply(found, received, collector.head)
 
         ciphertexts = [one.query.ciphertext for one in asked]
         return self._remote.stream("Answer", lambda: answer_requests(header, ciphertexts), receive)
@@ -234,18 +251,13 @@ def _require_context(received: pb.Context, expected: pb.Context) -> None:
         raise TamperedAnswerError(f"answer: {error}") from None
 
 
-def _end(work: Collection[Future[_Found]]) -> None:
-    """When it returns, nobody works on any of it."""
+def _ended(work: Collection[Future[_Found]]) -> list[BaseException]:
+    """What went wrong in it. When it returns, nobody works on any of it."""
     for future in work:
         future.cancel()
     wait(work)
-
-
-def _raise_lies(work: Collection[Future[_Found]]) -> None:
-    _end(work)
-    for future in work:
-        if not future.cancelled() and isinstance(lie := future.exception(), TamperedAnswerError):
-            raise lie from None
+    errors = [future.exception() for future in work if not future.cancelled()]
+    return [error for error in errors if error is not None]
 
 
 def best(near: F64, k: int) -> NDArray[np.intp]:

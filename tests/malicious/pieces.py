@@ -209,7 +209,7 @@ def error_later(call: Call) -> Iterator[Any]:
 
 @lie("a wrong answer, then an error", "search", "Answer", WRONG, harmless=True)
 def error_after_lie(call: Call) -> Iterator[Any]:
-    """Not asked again where it was noticed; gRPC may hand over the error before the whole answer, and then it is."""
+    """Asked again, and refused all the same where it was noticed; gRPC may hand over the error before the answer."""
     pieces = blocks(call)
     for piece in some(call, pieces):
         piece.residues = bytes(len(piece.residues))

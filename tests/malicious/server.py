@@ -88,10 +88,13 @@ class Script:
 
 @dataclass
 class Recorded:
-    """What one call showed: the requests, how many responses were handed over, and whether the client then left."""
+    """What one call showed: the requests, by which connection and with which metadata they came, how many responses
+    were handed over, and whether the client then left."""
 
     method: str
     requests: list[Any]
+    peer: str = ""
+    metadata: list[str] = field(default_factory=list)  #: keys alone: ids of requests are new ones
     responses: int = 0
     left: bool = False
 
@@ -123,7 +126,8 @@ class LyingServer:
 
         def serve(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             received = list(requests)
-            recorded = Recorded(name, received)
+            keys = sorted(str(key) for key, _ in context.invocation_metadata())
+            recorded = Recorded(name, received, context.peer(), keys)
             with self._lock:
                 self.record.append(recorded)
                 script = self.script
