@@ -181,8 +181,9 @@ def test_outside_of_a_call_there_is_no_id() -> None:
 
 
 # ---- secrets -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("profile", ["exact", "compact", "precise"])
 def test_nothing_that_is_searched_or_found_is_written_anywhere(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], profile: str
 ) -> None:
     """A real client with recognisable ids, payloads, vectors and a name, doing right and wrong; then all that the
     server wrote but its data: the log at its most talkative, the metrics, the traces."""
@@ -191,7 +192,7 @@ def test_nothing_that_is_searched_or_found_is_written_anywhere(
     with Receiver() as receiver:
         settings = {"log_format": "json", "log_level": "debug", "traces": receiver.endpoint}
         with observed(tmp_path / "data", **settings) as endpoint, Client(endpoint.address, insecure=True) as client:
-            planted = client.create_collection("PLANTEDNAME", dim=16, key=key, profile="exact")
+            planted = client.create_collection("PLANTEDNAME", dim=16, key=key, profile=profile)
             planted.insert([f"PLANTEDID{i}" for i in range(40)], vectors, [f"PLANTEDTEXT{i}" for i in range(40)])
             hits = planted.search(vectors[3], k=2)
             planted.delete(["PLANTEDID7"])

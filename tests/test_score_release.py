@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from he_client import Client, CollectionKey, Hit
+from he_client import (
+    Client,
+    Collection,
+    CollectionKey,
+    HesearchError,
+    Hit,
+    InvalidInput,
+    ScoreReleaseWarning,
+    TamperedAnswerError,
+)
+from he_engine.encoding import Encoding
 from he_engine.params import ETA, TAIL, Parameters
 from tests.conftest import unit_rows
+from tests.engine_fixture import Both
+from tests.lying_fixture import lying_client
 from tests.noise_fixture import Crafted, at_positions, greedy
 from tests.test_hint_engine import integer_scores
 
-SHAPES = [(512, None), (64, None), (100, 8), (33, 256)]
+SHAPES = [(512, None), (64, 16), (100, 32), (33, 256)]
 
 
 def proven(p: Parameters) -> int:
@@ -100,6 +115,49 @@ def test_every_term_of_the_noise_against_one_row(
     np.testing.assert_array_equal(released[right], integer_scores(p, rows, vector)[right])
 
 
+@pytest.mark.parametrize("profile", ["compact", "exact"])
+def test_a_chosen_query_gives_a_block_of_the_real_ring_away(
+    tmp_path: Path, rng: np.random.Generator, profile: str
+) -> None:
+    """Every digit of one unit vector's scores, 1500 times, gives x̂ + e in a whole plane of b, so s by a division, and
+    with s the planes that no score depended on. `exact` scores give the plane without e, and s not at all."""
+    both = Both(tmp_path, profile, 3, 1)
+    p = both.parameters
+    n, q = p.ring.degree, p.ring.primes[0]
+    rows = unit_rows(rng, n, 3)
+    encrypted, segment, index = both.setup(rows)
+    unit = np.array([1.0, 0, 0])
+    total = np.zeros(n)
+    answers = 1500 if profile == "compact" else 30
+    for _ in range(answers):
+        query = both.client.query(unit)
+        total += both.client.recover(query, [segment], [both.answer(query, index)])[0]
+    scale = p.index_scale * max(1, p.quantiser)
+    plane = np.rint(total / answers * scale).astype(np.int64) % q  # Δx·score, y having the one coordinate 1
+
+    kernel = both.client._kernel
+    polys = np.stack([plane % prime for prime in p.ring.primes]).astype(np.uint32)[None]
+    kernel.forward(polys)
+    public = both.client._index_public[0].astype(np.int64)  # modulo q_0: (N/16, I, 16)
+    blocks = np.frombuffer(encrypted.index, "<u4").reshape(both.client._stack)[0].astype(np.int64)
+    a, b = (np.swapaxes(stack, 0, 1).reshape(p.planes, n) for stack in (public, blocks))
+    inverse = np.array([pow(int(slot), -1, q) for slot in a[0]])
+    s = (b[0] - polys[0, 0]) % q * inverse % q
+    true = both.client._block_secrets(segment.seed, 0, 1)[0, 0]
+
+    hidden = np.zeros((2, len(p.ring.primes), n), np.uint32)
+    hidden[:, 0] = (b[1:] - a[1:] * s % q) % q
+    kernel.inverse(hidden)
+    found = hidden[:, 0].astype(np.int64)
+    found = np.where(found > q // 2, found - q, found) / scale
+    if profile == "compact":
+        assert np.array_equal(s, true)
+        assert np.max(np.abs(found.T - rows[:, 1:])) <= (ETA + 0.5) / scale
+    else:
+        assert np.mean(s == true) < 0.01
+        assert abs(np.corrcoef(found[0], rows[:, 1])[0, 1]) < 0.1
+
+
 def test_hits_of_exact_are_the_same_under_any_key(rng: np.random.Generator) -> None:
     """Two collections with other keys, secrets and errors give the same bits, whatever the metric; others do not."""
     rows, queries = unit_rows(rng, 300, 24), unit_rows(rng, 5, 24)
@@ -118,3 +176,63 @@ def test_hits_of_exact_are_the_same_under_any_key(rng: np.random.Generator) -> N
         assert hits("exact", metric) == hits("exact", metric)
     for profile in ("compact", "precise"):
         assert hits(profile, "cosine") != hits(profile, "cosine")
+
+
+@pytest.mark.parametrize("profile", ["exact", "compact", "precise"])
+def test_nothing_that_the_client_says_has_a_score(
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    profile: str,
+) -> None:
+    """Errors of every kind, with what caused them, warnings, logs, streams and reports, beside searches that work."""
+    rows = unit_rows(rng, 40, 8)
+    said: list[str] = []
+
+    def fails(kind: type[HesearchError], collection: Collection, *arguments: Any, **named: Any) -> None:
+        with pytest.raises(kind) as raised:
+            collection.search(*arguments, **named)
+        error: BaseException | None = raised.value
+        while error is not None:
+            said.append(f"{error!r} {error.args}")
+            error = error.__cause__ or error.__context__
+
+    with lying_client() as (client, transport), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        caplog.set_level(logging.DEBUG)
+        collection = client.create_collection("c", dim=8, key=CollectionKey.generate(), profile=profile)
+        collection.insert(range(40), rows, progress=False)
+        found = collection.search(rows[:9], k=40)
+        scores = {f"{abs(hit.score):.4f}" for hits in found for hit in hits}
+        said += [repr(collection), repr(client)]
+        report = repr(collection.last_search)  # it has times, in which any four digits may occur
+        assert not any(f"{abs(hit.score):.10f}" in report for hits in found for hit in hits)
+        fails(InvalidInput, collection, rows[0], k=0)
+        fails(InvalidInput, collection, rows[0, :7])
+        fails(InvalidInput, collection, rows[0] * np.nan)
+
+        def lie(pieces: list[Any]) -> list[Any]:
+            pieces[0].residues = bytes([pieces[0].residues[0] ^ 1]) + pieces[0].residues[1:]
+            return pieces
+
+        transport.lies["Answer"] = lie
+        fails(TamperedAnswerError, collection, rows[0])
+        transport.lies.clear()
+        with monkeypatch.context() as patch:
+            honest = Encoding.scores
+
+            def outside(self: Encoding, decoded: Any) -> Any:
+                self._largest = 0
+                return honest(self, decoded)
+
+            patch.setattr(Encoding, "scores", outside)
+            fails(TamperedAnswerError, collection, rows[0])
+        collection.close()
+        fails(InvalidInput, collection, rows[0])
+    assert [w.category for w in caught] == ([] if profile == "exact" else [ScoreReleaseWarning])
+    said += [str(w.message) for w in caught] + [caplog.text, *capfd.readouterr()]
+    everything = " ".join(said)
+    assert "outside the bound" in everything and "fail verification" in everything
+    assert len(scores) > 200 and any(score in repr(found) for score in scores), "the form that they would have"
+    assert [score for score in scores if score in everything] == []
