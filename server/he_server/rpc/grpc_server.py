@@ -18,7 +18,7 @@ import grpc
 
 from he_engine.errors import InvalidInput, MissingExtra
 from he_proto import wire
-from he_proto.status import ERROR_METADATA, status_of
+from he_proto.status import ERROR_METADATA, WireError, status_of
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.access.access import Caller
 from he_server.config import ServerConfig
@@ -141,8 +141,8 @@ def _few(name: str, method: _Streaming, watch: CallWatch) -> _Streaming:
                 yield from method(request, context)
             return
         except Exception as error:
-            caught = error
-        _fail(name, caught, context)
+            status = _noticed(name, error, context)
+        _abort(status, context)
 
     return call
 
@@ -186,8 +186,8 @@ class Adapter:
                     caller.settle()
                     return response
             except Exception as error:
-                caught = error
-            _fail(method.name, caught, context)
+                status = _noticed(method.name, error, context)
+            _abort(status, context)
 
         return call
 
@@ -202,8 +202,8 @@ class Adapter:
                     caller.settle()
                 return
             except Exception as error:
-                caught = error
-            _fail(method.name, caught, context)
+                status = _noticed(method.name, error, context)
+            _abort(status, context)
 
         return call
 
@@ -231,11 +231,20 @@ class Adapter:
             yield request, caller
 
 
-def _fail(name: str, error: Exception, context: grpc.ServicerContext) -> NoReturn:
-    """Ends the call with what the client may know; the log gets the rest, unless the client has just gone."""
+def _noticed(name: str, error: Exception, context: grpc.ServicerContext) -> WireError:
+    """What the client may know of an error; the log gets the rest, unless the client has just gone.
+
+    Whoever calls this keeps the status and not the error, whose frames have all of the call; and gRPC, which keeps its
+    own errors with the call, none of the frames.
+    """
     status = status_of(error)
     if not status.name and context.is_active():
         _log.error("%s failed", name, exc_info=error)
+    error.__traceback__ = None
+    return status
+
+
+def _abort(status: WireError, context: grpc.ServicerContext) -> NoReturn:
     if status.name:
         context.set_trailing_metadata(((ERROR_METADATA, status.name),))
     context.abort(status.code, status.message)

@@ -10,7 +10,6 @@ appear; neither do health checks and reflection.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +68,8 @@ class _Watched:
         self._ended: _EndNoticed | None = None
 
     def end(self, code: str, reason: str = "") -> None:
-        """The first one counts."""
+        """The first one counts. Lets go of the requests: they hold their parser, and so this."""
+        self._ended = None
         if self._call.code:
             return
         self._call.end(code, reason)
@@ -181,5 +181,7 @@ class _EndNoticed:
     def settle(self) -> None:
         """If the stream has ended, gRPC is asked for more: it answers after it has said why there is none."""
         if self._over:
-            with contextlib.suppress(Exception):
+            try:
                 next(self._requests, None)
+            except Exception as error:
+                error.__traceback__ = error.__context__ = None  # gRPC keeps it with the call, whose frames these are

@@ -254,7 +254,7 @@ class Scan:
         try:
             answers = self._answered(unit, queries)
         except BaseException as caught:
-            error = caught
+            error = caught.with_traceback(None)  # which would keep this frame, and so the calls and itself
         waiting = iter(answers)
         with self._lock:
             for rider in boarded:
