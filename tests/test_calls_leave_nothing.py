@@ -66,7 +66,7 @@ def _upload_cancelled(client: FakeClient, requests: list[pb.WriteSegmentRequest]
 class Broken(Service):
     """Has a defect."""
 
-    def list_collections(self, request: Any, caller: Any) -> Any:
+    def list_collections(self, *_: Any) -> Any:
         raise RuntimeError("a defect")
 
 
