@@ -207,7 +207,7 @@ def test_nothing_that_the_client_says_has_a_score(
         scores = {f"{abs(hit.score):.4f}" for hits in found for hit in hits}
         said += [repr(collection), repr(client)]
         report = repr(collection.last_search)  # it has times, in which any four digits may occur
-        assert not any(f"{abs(hit.score):.10f}" in report for hits in found for hit in hits)
+        assert not any(str(abs(hit.score))[:12] in report for hits in found for hit in hits)
         fails(InvalidInput, collection, rows[0], k=0)
         fails(InvalidInput, collection, rows[0, :7])
         fails(InvalidInput, collection, rows[0] * np.nan)

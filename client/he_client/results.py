@@ -19,7 +19,7 @@ class Hit:
     rounded to integers, and of no secret. `compact`, `precise`, and the engine `tenseal`: **key material**, for holders
     of the collection's key alone. Whoever has the index (the server, say) and enough such scores of known queries
     decrypts the rows, whether they were found or not; rounding the scores does not help. Do not log, store, send or
-    plot them; ids and payloads may be shown.
+    plot them.
     """
 
     id: RowId
