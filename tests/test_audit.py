@@ -495,7 +495,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "head.json").write_text(capsys.readouterr().out)
     assert main(["audit", "verify", str(data), "--head", str(tmp_path / "head.json"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["unchanged"], found["proven"], found["lines"]) == (True, 2, 3)
+    assert (found["unchanged"], found["server"]["proven"], found["server"]["lines"]) == (True, 2, 3)
     assert main(["audit", "show", str(data), "--kek", spec]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3

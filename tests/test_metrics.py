@@ -20,8 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from he_engine.errors import Conflict, HesearchError, InvalidInput, MissingExtra, NotFound, Unavailable
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Access
 from he_server.config import ServerConfig
-from he_server.observe.metrics import Metrics, MetricsEndpoint
+from he_server.observe.endpoint import MetricsEndpoint
+from he_server.observe.metrics import Metrics
 from he_server.observe.observing import Observing
 from tests.observing_fixture import Observed, observed
 from tests.server_fixture import ANSWER_BYTES, BLOCK_BYTES, FakeClient, residues
@@ -260,11 +262,16 @@ def test_only_metrics_are_served(tmp_path: Path) -> None:
 
 
 def test_addresses() -> None:
-    with MetricsEndpoint("127.0.0.1:0", Metrics()) as taken, pytest.raises(Unavailable, match=r"metrics: .* is taken"):
-        MetricsEndpoint(taken.address, Metrics())
-    with pytest.raises(InvalidInput, match="metrics: got"):
-        MetricsEndpoint("9464", Metrics())
-    with MetricsEndpoint("[::1]:0", Metrics()) as endpoint:
+    def endpoint_at(listen: str) -> MetricsEndpoint:
+        config = ServerConfig(data=Path("none"), insecure=True, metrics=listen)
+        return MetricsEndpoint(config, Metrics().registry, Access())
+
+    with endpoint_at("127.0.0.1:0") as taken, pytest.raises(Unavailable, match=r"metrics: .* is taken"):
+        endpoint_at(taken.address)
+    for listen in ("9464", "0.0.0.0:9464", "[::]:9464"):
+        with pytest.raises(InvalidInput, match="metrics: got"):
+            endpoint_at(listen)
+    with endpoint_at("[::1]:0") as endpoint:
         urllib.request.urlopen(f"http://{endpoint.address}/metrics", timeout=60).close()
 
 

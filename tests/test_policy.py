@@ -29,7 +29,7 @@ ALLOWED = {  # ReadSegment/PART: of that part
     | {"WriteSegment", "DescribeSegment", "ReadManifest", "CommitManifest", *(f"ReadSegment/{part}" for part in PARTS)},
     "searcher": READS
     | {"ReadManifest", "Search", *(f"ReadSegment/{part}" for part in ("hint", "rows", "fingerprint", "payloads"))},
-    "operator": {"Backup", "Restore", "Fsck", "RotateKeys", "ReadMetrics"},
+    "operator": {"Backup", "Fsck", "RotateKeys", "ReadMetrics"},
     "auditor": READS | {"ReadAudit"},
     "nobody": set(),
 }

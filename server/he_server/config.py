@@ -65,6 +65,9 @@ class ServerConfig:
             "everybody on this machine may do everything",
         ),
     )
+    operating_tenant: str = field(
+        default="local", metadata=_setting("access", "tenant whose operators and auditors are those of this server")
+    )
     quotas: str = field(default="", metadata=_setting("access", "TOML file of quotas; empty: nothing is bounded"))
     token_issuer: str = field(
         default="", metadata=_setting("access", "issuer whose tokens are taken, as their `iss` says it; empty: none")
@@ -219,7 +222,12 @@ class ServerConfig:
         default=False, metadata=_setting("observing", "tell callers what methods there are (gRPC reflection)")
     )
     metrics: str = field(
-        default="", metadata=_setting("observing", "host:port on which Prometheus finds the metrics; empty: none")
+        default="",
+        metadata=_setting(
+            "observing",
+            "host:port on which Prometheus finds the metrics, without TLS on loopback, elsewhere as calls are served; "
+            "empty: none",
+        ),
     )
     log_format: str = field(
         default="text",

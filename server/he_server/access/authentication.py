@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -32,13 +33,20 @@ class Authentication:
         self._tokens = tokens
 
     def principal(self, context: grpc.ServicerContext) -> Principal:
-        """Raises Unauthenticated, and Unavailable where a token's issuer cannot be reached.
+        """Of a call. Raises as `of`."""
+        auth_context: AuthContext = context.auth_context()  # type: ignore[assignment]  # the stubs forget the lists
+        return self.of(
+            auth_context, [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        )
+
+    def of(self, auth_context: AuthContext, authorizations: Sequence[str | bytes]) -> Principal:
+        """Of a connection as gRPC describes it, and the values of `authorization` that were sent. Raises
+        Unauthenticated, and Unavailable where a token's issuer cannot be reached.
 
         A token that is sent must be right, whatever the certificate says: whoever sends one means to be its bearer.
         """
-        auth_context: AuthContext = context.auth_context()  # type: ignore[assignment]  # the stubs forget the lists
         tls = over_tls(auth_context)
-        token = _bearer(context)
+        token = _bearer(authorizations)
         if token is not None:
             if not tls:
                 raise Unauthenticated("token: got it without TLS, where others may read it; revoke it, and use TLS")
@@ -53,9 +61,8 @@ class Authentication:
         return principal
 
 
-def _bearer(context: grpc.ServicerContext) -> str | None:
+def _bearer(values: Sequence[str | bytes]) -> str | None:
     """The token of `authorization: Bearer TOKEN`; None without such an entry."""
-    values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
     if not values:
         return None
     value = values[0]

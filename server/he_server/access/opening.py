@@ -8,6 +8,7 @@ from pathlib import Path
 
 from he_server.access.access import Access
 from he_server.access.authentication import open_tokens
+from he_server.access.operators import record
 from he_server.access.policy import Policies
 from he_server.access.policy_files import READY_ROLES
 from he_server.access.quota_table import read_quotas
@@ -34,6 +35,7 @@ def open_access(config: ServerConfig) -> Access:
             groups_claim=config.token_groups_claim,
         )
     policies = load_policies(config)
+    record(config)
     with contextlib.ExitStack() as opened:
         quotas = audit = None
         if config.quotas:

@@ -17,8 +17,8 @@ COLLECTION_ACTIONS = (
     "CreateCollection", "DropCollection", "DescribeCollection", "WriteSegment", "ReadSegment", "DescribeSegment",
     "ReadManifest", "CommitManifest", "Search",
 )  # fmt: skip
-TENANT_ACTIONS = ("ListCollections", "ReadAudit")
-SERVER_ACTIONS = ("Backup", "Restore", "Fsck", "RotateKeys", "ReadMetrics", "ReadAudit")
+TENANT_ACTIONS = ("ListCollections",)
+SERVER_ACTIONS = ("Backup", "Fsck", "RotateKeys", "ReadMetrics", "ReadAudit")
 PARTS = ("index", "hint", "rows", "fingerprint", "payloads")  #: of a segment, of which ReadSegment reads one
 
 

@@ -44,7 +44,7 @@ def _add_explain(verbs: Any) -> None:
     parser.add_argument("--principal", required=True, metavar="NAME")
     parser.add_argument("--tenant", required=True, help="the principal's")
     parser.add_argument("--group", action="append", default=[], help="one that it is in; repeat it for more")
-    parser.add_argument("--via", choices=("certificate", "token", "loopback"), default="certificate")
+    parser.add_argument("--via", choices=("certificate", "token", "loopback", "os"), default="certificate")
     parser.add_argument("--action", required=True, metavar="ACTION", help="Search, ReadSegment, …")
     parser.add_argument("--collection", metavar="NAME", help="NAME, or TENANT/NAME of another tenant's")
     parser.add_argument("--owner", metavar="NAME", help="who made the collection; default: somebody else")

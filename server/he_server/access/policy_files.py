@@ -1,7 +1,8 @@
 """A folder of Cedar policies read and checked, one policy at a time, so that every complaint has a file and a line.
 
     *.cedar        policies, each with an @id that no other one has
-    groups.toml    writer = ["acme/ada", …]: members besides those whose certificate or token says so; may be missing
+    groups.toml    writer = ["acme/ada", …]: members besides those whose certificate or token says so; may be missing.
+                   operator = ["local/os:root"]: a user of the server's machine
 
 Both are read once, when the server starts or is told to read them again.
 """
@@ -78,7 +79,8 @@ def read_groups(folder: Path) -> Mapping[str, frozenset[str]]:
         for member in members:
             tenant, _, name = str(member).partition("/")
             try:
-                principal = Principal(name, tenant, frozenset({group}), "token")
+                via = "os" if name.startswith("os:") else "token"
+                principal = Principal(name, tenant, frozenset({group}), via)
             except InvalidInput:
                 raise InvalidInput(f"groups.toml: {group}: got {member!r}, expected tenant/name") from None
             groups.setdefault(str(principal), set()).add(group)

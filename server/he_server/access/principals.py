@@ -25,7 +25,8 @@ from he_engine.errors import InvalidInput, Unauthenticated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_VIA = ("certificate", "token", "loopback")
+_OS_NAME = re.compile(rf"os:{_NAME.pattern}")  #: which no certificate or token can have
+_VIA = ("certificate", "token", "loopback", "os")
 _SCHEME = "hesearch:"
 _GROUP = r"group=[^/?#&=]+"
 _URI = re.compile(rf"hesearch://([^/?#]+)/([^/?#]+)(?:\?({_GROUP}(?:&{_GROUP})*))?")
@@ -40,14 +41,15 @@ class Principal:
     Raises InvalidInput, which quotes nothing, for characters or lengths that names may not have.
     """
 
-    name: str  #: [A-Za-z0-9][A-Za-z0-9._@-]{0,127}
+    name: str  #: [A-Za-z0-9][A-Za-z0-9._@-]{0,127}; of a user of the operating system: os: and such a name
     tenant: str  #: [A-Za-z0-9][A-Za-z0-9_-]{0,63}
     groups: frozenset[str]  #: each like a name
-    via: str  #: "certificate", "token" or "loopback"
+    via: str  #: "certificate", "token", "loopback" or, of a command on the server's machine, "os"
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise InvalidInput(f"name: expected {_NAME.pattern}, got something else")
+        names = _OS_NAME if self.via == "os" else _NAME
+        if not names.fullmatch(self.name):
+            raise InvalidInput(f"name: expected {names.pattern}, got something else")
         if not _TENANT.fullmatch(self.tenant):
             raise InvalidInput(f"tenant: expected {_TENANT.pattern}, got something else")
         if not all(_NAME.fullmatch(group) for group in self.groups):

@@ -23,7 +23,7 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Whose collections are listed, or whose lines of the audit log are read."""
+    """Whose collections are listed."""
 
     name: str
 

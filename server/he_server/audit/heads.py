@@ -71,6 +71,14 @@ def read_head(path: Path) -> Head:
         return Head.parse(file.read(_MAX_BYTES))
 
 
+def read_heads(path: Path) -> list[Head]:
+    """Those of a file that `hesearch audit head` printed, one a line. Raises NotFound, TamperedDataError."""
+    if not path.is_file():
+        raise NotFound(f"head: there is no file {path.name}")
+    with files.storage_errors("reading heads"), path.open("rb") as file:
+        return [Head.parse(raw) for raw in file.read(_MAX_BYTES).splitlines(keepends=True)]
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Durably, at once. Raises LimitExceeded, Unavailable, ReadOnlyError."""
     with files.NewFile(path.parent) as file:

@@ -27,6 +27,7 @@ from he_server.storage import files
 from he_server.storage.kek import KeyProvider
 
 FOLDER = "audit"  #: in the data folder
+OPERATORS = "audit/operators"  #: of commands on the server's machine, a log of its own, never sealed
 HEAD_ENTRIES = 1000  #: after so many a head is signed,
 HEAD_S = 60.0  #: or so long after the first that none covers
 

@@ -76,6 +76,16 @@ def log_id_of(first: Line) -> bytes:
         raise TamperedDataError("line 0: it begins no audit log") from None
 
 
+def log_id(folder: Path) -> bytes:
+    """Of the log in a folder; of one that does not begin as it should, empty."""
+    try:
+        for line in Reader(folder / LOG):
+            return log_id_of(line)
+    except TamperedDataError:
+        pass
+    return b""
+
+
 def entries(folder: Path, key: RootKey | None) -> Iterator[dict[str, Any]]:
     """What each line says, with its `sequence` and `kind`. Raises InvalidInput (sealed, and no key), TamperedDataError
     where the chain is broken."""

@@ -9,34 +9,27 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
-import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from he_engine.engine import Buffer, IndexFile, ServerEngine
-from he_engine.errors import HesearchError, InvalidInput, Unavailable
+from he_engine.errors import HesearchError
 from he_proto.v1 import hesearch_pb2 as pb
 from he_proto.wire import FORMAT_VERSION, PublicParameters
 from he_server.rpc.calls import Call
-from he_server.rpc.listening import split_address
 from he_server.search.engines import EngineMaker
 from he_server.service import Service
 
 _METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["HeSearch"].methods]
 _CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _WORK_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
-_REQUEST_S = 5.0  #: for a scraper to say what it wants, and to take it
 
 
 class Metrics:
@@ -156,60 +149,3 @@ class _StoreCollector(Collector):
             yield gauge("blocks", "Blocks of live segments.", sum(t.blocks for t in totals))
             yield gauge("stored_bytes", "Live segments, all parts.", sum(t.stored_bytes for t in totals))
             yield gauge("index_bytes", "Indexes of live segments.", sum(t.index_bytes for t in totals))
-
-
-class MetricsEndpoint:
-    """GET /metrics on `listen` (host:port), plaintext HTTP, from when it is made. A context manager that ends it.
-
-    Raises InvalidInput (no such address), Unavailable (it is taken).
-    """
-
-    def __init__(self, listen: str, metrics: Metrics) -> None:
-        try:
-            host, port = split_address(listen)
-        except InvalidInput:
-            raise InvalidInput(f"metrics: got {listen!r}, expected host:port, for example 127.0.0.1:9464") from None
-        handler = type("Handler", (_Handler,), {"registry": metrics.registry})
-        try:
-            self._server = _server_class(host)((host, port), handler)
-        except OSError:
-            raise Unavailable(f"metrics: {listen} is taken, or not an address of this machine") from None
-        self.address = f"{listen.rpartition(':')[0]}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> MetricsEndpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def _server_class(host: str) -> type[ThreadingHTTPServer]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return type("Server", (ThreadingHTTPServer,), {"address_family": family, "daemon_threads": True})
-
-
-class _Handler(BaseHTTPRequestHandler):
-    registry: CollectorRegistry
-    timeout = _REQUEST_S
-
-    def do_GET(self) -> None:
-        if self.path.partition("?")[0] != "/metrics":
-            self.send_error(404)
-            return
-        body = generate_latest(self.registry)
-        self.send_response(200)
-        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def version_string(self) -> str:
-        return "hesearch"
-
-    def log_message(self, *_: object) -> None: ...

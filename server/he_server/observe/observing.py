@@ -30,7 +30,7 @@ class Observing:
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        self._listen = config.metrics
+        self._config = config
         self._opened = contextlib.ExitStack()
         self.engine_maker: EngineMaker = engine_maker(config)
         observers: list[Observer] = [AccessLog()]
@@ -53,14 +53,16 @@ class Observing:
     def serve_metrics(self, service: Service) -> str:
         """The host:port of the metrics, those of this service's store included; empty where they are off.
 
-        Raises InvalidInput (no such address), Unavailable (it is taken). To be called before `service` is closed.
+        Raises InvalidInput (no such address, or one that may not be), Unavailable (it is taken). To be called before
+        `service` is closed.
         """
-        if not self._listen:
+        if not self._config.metrics:
             return ""
-        from he_server.observe.metrics import MetricsEndpoint
+        from he_server.observe.endpoint import MetricsEndpoint
 
         self._metrics.watch(service)
-        return self._opened.enter_context(MetricsEndpoint(self._listen, self._metrics)).address
+        endpoint = MetricsEndpoint(self._config, self._metrics.registry, service.access)
+        return self._opened.enter_context(endpoint).address
 
     def __enter__(self) -> Observing:
         return self

@@ -4,7 +4,7 @@
     backup.json             what belongs to the backup
     catalogue.sqlite        of one moment
     segments/…              every segment file of that moment, as in a data folder (he_server.storage.folder)
-    audit/…                 the audit log, a little longer than at that moment
+    audit/…                 the audit logs, a little longer than at that moment
 
 `hesearch fsck` checks a backup as it checks a data folder; nothing else may open it, so that it stays what it was.
 
@@ -38,7 +38,7 @@ from pathlib import Path, PurePosixPath
 
 from he_engine.errors import HesearchError, InvalidInput, NotFound, TamperedDataError, Unavailable
 from he_server.operate.backup_files import REPLACEMENT, Progress, Seen, Summary, copied, seen, summary
-from he_server.operate.backup_list import AUDIT, CATALOGUE, LOCK, Entry, read_list, write_list
+from he_server.operate.backup_list import AUDIT, CATALOGUE, LOCK, Entry, audit_folders, read_list, write_list
 from he_server.operate.fsck import locked
 from he_server.storage import files
 from he_server.storage.database import sqlite_errors
@@ -194,7 +194,9 @@ class _Copying:
     def _settle(self, entries: Mapping[str, Entry]) -> None:
         """What the list names gets its name; other replacements are of a backup that was interrupted, and go."""
         for path in [
-            found for depth in ("*", "audit/*", "segments/*/*") for found in self._target.glob(depth + REPLACEMENT)
+            found
+            for depth in ("*", "audit/*", "audit/operators/*", "segments/*/*")
+            for found in self._target.glob(depth + REPLACEMENT)
         ]:
             named = path.with_name(path.name.removesuffix(REPLACEMENT))
             place = str(named.relative_to(self._target))
@@ -209,7 +211,7 @@ class _Copying:
 
     def _sync(self) -> None:
         with files.storage_errors("syncing"):
-            for folder in (*(self._target / "segments").iterdir(), *self._target.glob("audit"), self._target):
+            for folder in (*(self._target / "segments").iterdir(), *audit_folders(self._target), self._target):
                 files.sync_folder(folder)
 
     def _clean(self, entries: Mapping[str, Entry]) -> None:

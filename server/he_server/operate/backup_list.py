@@ -23,8 +23,12 @@ from he_server.storage.files import NewFile
 
 FORMAT = 1
 CATALOGUE, LIST, LOCK = "catalogue.sqlite", "backup.json", "backup.lock"
-AUDIT = ("audit/head", "audit/log", "audit/keys")  #: in this order: the log, which grows, is not behind its head then
-PLACE = re.compile(r"catalogue\.sqlite|audit/(head|log|keys)|segments/[0-9a-f]{32}/[0-9a-f]{64}(\.[1-9][0-9]{0,9})?")
+AUDIT = tuple(  #: in this order: a log, which grows, is not behind its head then
+    f"{folder}/{name}" for folder in ("audit", "audit/operators") for name in ("head", "log", "keys")
+)
+PLACE = re.compile(
+    r"catalogue\.sqlite|audit/(operators/)?(head|log|keys)|segments/[0-9a-f]{32}/[0-9a-f]{64}(\.[1-9][0-9]{0,9})?"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -34,6 +38,11 @@ class Entry:
 
     length_bytes: int
     sha256: str  #: hexadecimal
+
+
+def audit_folders(root: Path) -> list[Path]:
+    """Those of a data folder's or a backup's audit logs that are there."""
+    return [*root.glob("audit"), *root.glob("audit/operators")]
 
 
 def write_list(target: Path, entries: Mapping[str, Entry], made_s: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from he_engine.errors import InvalidInput
+from he_server.access.operators import require
 from he_server.audit.keys import KEYS, open_keys
 from he_server.audit.log import FOLDER as AUDIT
 from he_server.operate.backup import backup
@@ -58,6 +59,9 @@ def _add_fsck(subparsers: Any) -> None:
 def _fsck(arguments: argparse.Namespace) -> int:
     if arguments.source is not None and not arguments.repair:
         raise InvalidInput("--from: it says where to repair from; give --repair, too")
+    require(arguments.data, "Fsck")
+    if arguments.source is not None:
+        require(arguments.source, "Backup")  # what it brings is a copy of that folder
     kek = open_kek(arguments.kek) if arguments.kek else None
     found = check(arguments.data, kek, repair=arguments.repair, source=arguments.source)
     lines = [_UNSEALED] if kek and not found.sealed and (found.clean or found.collections) else []
@@ -84,9 +88,9 @@ def _add_backup(subparsers: Any) -> None:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    return _copied(
-        arguments, backup(data_folder(arguments), arguments.target, progress(arguments)), "backed up", arguments.target
-    )
+    data = data_folder(arguments)
+    require(data, "Backup")
+    return _copied(arguments, backup(data, arguments.target, progress(arguments)), "backed up", arguments.target)
 
 
 def _add_restore(subparsers: Any) -> None:
@@ -149,6 +153,7 @@ def _kek_new(arguments: argparse.Namespace) -> int:
 
 def _kek_rotate(arguments: argparse.Namespace) -> int:
     data = data_folder(arguments)
+    require(data, "RotateKeys")
     kek, previous = open_kek(arguments.kek), open_kek(arguments.previous_kek)
     with _stopped(data):
         if not (before := wrapped_key(data / "catalogue.sqlite")):
@@ -185,7 +190,9 @@ def _add_rekey(subparsers: Any) -> None:
 
 
 def _rekey(arguments: argparse.Namespace) -> int:
-    data, kek = data_folder(arguments), open_kek(arguments.kek)
+    data = data_folder(arguments)
+    require(data, "RotateKeys")
+    kek = open_kek(arguments.kek)
     with _stopped(data):
         if arguments.folder_key:
             _new_folder_key(data, kek)

@@ -23,7 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
+from he_server.audit.heads import HEAD
+from he_server.audit.keys import KEYS
 from he_server.audit.log import FOLDER as AUDIT
+from he_server.audit.log import OPERATORS
+from he_server.audit.reading import LOG
 from he_server.audit.verify import verify as verify_audit
 from he_server.operate import fsck_catalogue
 from he_server.operate.fsck_catalogue import Rows
@@ -139,8 +143,9 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
         if strays and not (catalogue.exists() and catalogue.stat().st_size):
             rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
     found = Findings(rows, list(rows.problems), strays, unfinished)
-    if (root / AUDIT).exists() and (problem := verify_audit(root / AUDIT).problem):
-        found.problems.append(f"audit log: {problem}; `hesearch audit verify` and docs/audit.md say more")
+    for what, folder in {"audit log": root / AUDIT, "operators' audit log": root / OPERATORS}.items():
+        if any((folder / name).exists() for name in (LOG, HEAD, KEYS)) and (problem := _audit_problem(folder)):
+            found.problems.append(f"{what}: {problem}; `hesearch audit verify` and docs/audit.md say more")
     for key, (record, _) in rows.segments.items():
         try:
             found.checked_bytes += _check_segment(segments, rows, record, progress)
@@ -149,6 +154,13 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
             state = "live" if key in rows.live else "not live"
             found.problems.append(f"{rows.label(key[0])}, segment {key[1].hex()} ({state}): {error}; {_ADVICE}")
     return found
+
+
+def _audit_problem(folder: Path) -> str:
+    try:
+        return verify_audit(folder).problem
+    except NotFound:
+        return "it is missing, and its head or its keys are there"
 
 
 def _check_segment(segments: Path, rows: Rows, record: SegmentRecord, progress: Progress) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from he_engine.errors import AlreadyExists, TamperedDataError
 from he_server.operate.backup_files import REPLACEMENT, Progress, Seen, Summary, copied, summary
-from he_server.operate.backup_list import CATALOGUE, Entry, read_list
+from he_server.operate.backup_list import CATALOGUE, Entry, audit_folders, read_list
 from he_server.operate.fsck import locked
 from he_server.storage import files
 
@@ -49,7 +49,7 @@ def _restore(source: Path, data: Path, entries: Mapping[str, Entry], progress: P
         target = data / place
         if place == CATALOGUE:
             with files.storage_errors("syncing"):
-                for folder in (*(data / "segments").iterdir(), *data.glob("audit")):
+                for folder in (*(data / "segments").iterdir(), *audit_folders(data)):
                     files.sync_folder(folder)
         else:
             files.make_folder(target.parent, 0o700)

@@ -28,14 +28,19 @@ def require_listenable(config: ServerConfig) -> None:
         raise InvalidInput(
             "tls_cert, tls_key: got none; give --tls-cert and --tls-key, or --insecure to serve plaintext on loopback"
         )
+    if not is_loopback(host, port):
+        raise InvalidInput(
+            f"listen: got {host!r}, but plaintext (--insecure) is served on loopback only: 127.0.0.1 or ::1"
+        )
+
+
+def is_loopback(host: str, port: int) -> bool:
+    """Whether every address of the host is this machine's own. Raises InvalidInput for a host that has none."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError:
         raise InvalidInput(f"listen: the host {host!r} has no address") from None
-    if not all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found):
-        raise InvalidInput(
-            f"listen: got {host!r}, but plaintext (--insecure) is served on loopback only: 127.0.0.1 or ::1"
-        )
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
 
 
 def require_free(listen: str) -> None:

@@ -5,7 +5,8 @@
     incoming/*.part                      segments on their way; removed at every start
     segments/COLLECTION_ID/SEGMENT_ID    he_server.storage.segment_file; both ids in hexadecimal
     segments/COLLECTION_ID/SEGMENT_ID.G  he_server.storage.sealed_file, under the data key of generation G
-    audit/log, head, keys                he_server.audit.log
+    audit/log, head, keys                he_server.audit.log; those of operators' commands in audit/operators/
+    operators.json                       he_server.access.operators
     catalogue.sqlite.new                 of he_server.operate.fsck_repair; removed at every start; so are its -wal, -shm
     backing-up-*                         he_server.storage.links; those of backups that died are removed at every start
 

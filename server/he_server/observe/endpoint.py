@@ -1,0 +1,146 @@
+"""Where Prometheus finds the metrics: plaintext on loopback; elsewhere TLS, and each request is one of a principal.
+
+On loopback every process of the machine may read them. Elsewhere a scraper shows a certificate or a token, as callers
+do, policies decide `ReadMetrics` of the server, and the audit log has a line of each request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from he_engine.errors import (
+    HesearchError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuotaExceeded,
+    Unauthenticated,
+    Unavailable,
+)
+from he_server.access.access import Access, Caller
+from he_server.access.resources import Server
+from he_server.config import ServerConfig
+from he_server.rpc.listening import is_loopback, split_address
+
+_REQUEST_S = 5.0  #: for a scraper to say what it wants, and to take it
+_STATUS = {Unauthenticated: 401, PermissionDenied: 403, NotFound: 404, QuotaExceeded: 429}
+
+
+class MetricsEndpoint:
+    """GET /metrics on `config.metrics`, from when it is made. A context manager that ends it.
+
+    Raises InvalidInput (no such address; one that others reach without a certificate to serve), Unavailable (it is
+    taken).
+    """
+
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry, access: Access) -> None:
+        listen = config.metrics
+        try:
+            host, port = split_address(listen)
+        except InvalidInput:
+            raise InvalidInput(f"metrics: got {listen!r}, expected host:port, for example 127.0.0.1:9464") from None
+        if is_private := not is_loopback(host, port):
+            _tls(config)
+        attributes = {"registry": registry, "access": access if is_private else None, "tenant": config.operating_tenant}
+        try:
+            self._server = _Server(host, port, type("Handler", (_Handler,), attributes), config if is_private else None)
+        except OSError:
+            raise Unavailable(f"metrics: {listen} is taken, or not an address of this machine") from None
+        self.address = f"{listen.rpartition(':')[0]}:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> MetricsEndpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _tls(config: ServerConfig) -> ssl.SSLContext:
+    """As calls have it: TLS 1.3, with clients' certificates where there is an authority. Raises InvalidInput."""
+    if not config.tls_cert:
+        raise InvalidInput(
+            f"metrics: got {config.metrics!r}, which others can reach; without tls_cert expected 127.0.0.1 or ::1"
+        )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+        if config.tls_client_ca:
+            context.load_verify_locations(config.tls_client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ValueError):
+        raise InvalidInput("metrics: tls_cert, tls_key and tls_client_ca cannot be served") from None
+    return context
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler], tls: ServerConfig | None) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._tls = tls
+        super().__init__((host, port), handler)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the thread of the connection. The files of TLS are read for each, so a new certificate needs no signal."""
+        if self._tls is None:
+            super().finish_request(request, client_address)
+            return
+        with contextlib.suppress(OSError, InvalidInput):  # a handshake that fails, or files that are just replaced
+            request.settimeout(_REQUEST_S)
+            with _tls(self._tls).wrap_socket(request, server_side=True) as private:
+                super().finish_request(private, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    registry: CollectorRegistry
+    access: Access | None  #: None: on loopback, where nothing is asked
+    tenant: str  #: that operates the server
+    timeout = _REQUEST_S
+
+    def do_GET(self) -> None:
+        try:
+            if self.access is not None:
+                self._require(self.access)
+        except HesearchError as error:
+            self.send_error(_STATUS.get(type(error), 503))
+            return
+        if self.path.partition("?")[0] != "/metrics":
+            self.send_error(404)
+            return
+        body = generate_latest(self.registry)
+        self.send_response(200)
+        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _require(self, access: Access) -> None:
+        """Raises Unauthenticated, QuotaExceeded, PermissionDenied, ReadOnlyError, Unavailable."""
+        shown = self.connection.getpeercert(binary_form=True)
+        seen = {"transport_security_type": [b"ssl"]}
+        if shown:
+            seen["x509_pem_cert"] = [ssl.DER_cert_to_PEM_cert(shown).encode()]
+        principal = access.authentication.of(seen, self.headers.get_all("Authorization", []))
+        access.count_call(principal)
+        access.require(Caller(principal), "ReadMetrics", Server(self.tenant))
+
+    def version_string(self) -> str:
+        return "hesearch"
+
+    def log_message(self, *_: object) -> None: ...

@@ -1,0 +1,94 @@
+"""Metrics that others can reach: over TLS alone, to whom policies let read them, each request one line."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+
+from he_server.observe import endpoint as module
+from he_server.observe.endpoint import MetricsEndpoint
+from he_server.observe.metrics import Metrics
+from tests.identity_fixture import jwk, key_set, signed
+from tests.test_access import ISSUER, World
+
+SIGNER = ed25519.Ed25519PrivateKey.generate()
+
+
+@pytest.fixture(autouse=True)
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback is taken for an address that others reach; all else is real."""
+    monkeypatch.setattr(module, "is_loopback", lambda *_: False)
+
+
+@contextlib.contextmanager
+def serving(world: World) -> Iterator[str]:
+    metrics = Metrics()
+    metrics.watch(world.service)
+    config = world.config
+    object.__setattr__(config, "metrics", "127.0.0.1:0")
+    with MetricsEndpoint(config, metrics.registry, world.service.access) as endpoint:
+        yield f"https://localhost:{endpoint.address.rpartition(':')[2]}/metrics"
+
+
+def scrape(world: World, url: str, who: str = "", token: str = "") -> int:
+    """The status. Raises OSError where the handshake fails."""
+    context = ssl.create_default_context(cafile=str(world.certs / "ca.pem"))
+    if who:
+        cert = world.certs / "clients" / f"{who}.pem"
+        context.load_cert_chain(cert, cert.with_suffix(".key"))
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+            assert b"hesearch_collections" in answer.read()
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            assert b"hesearch_" not in error.read()
+            return error.code
+
+
+def test_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(tmp_path, operating_tenant="acme")
+    with serving(world) as url:
+        assert scrape(world, url, "acme/otto") == 200
+        for who in ("acme/sam", "acme/ada", "rival/eve", "acme/nobody"):
+            assert scrape(world, url, who) == 403
+        with pytest.raises(OSError, match=r"(?i)certificate|reset|eof|closed"):
+            scrape(world, url)
+        with pytest.raises(OSError, match=r"reset|closed"):
+            urllib.request.urlopen(url.replace("https", "http"), timeout=60)
+    lines = [line for line in world.audited(capsys) if line["kind"] == "entry"]
+    assert [(line["action"], line["resource"], line["allowed"]) for line in lines] == [
+        ("ReadMetrics", "Server", who == "otto") for who in ("otto", "sam", "ada", "eve", "nobody")
+    ]
+    assert lines[0]["policies"] == ["operator"] and lines[0]["principal"]["name"] == "otto"
+
+
+def test_operators_of_another_tenant_read_none(tmp_path: Path) -> None:
+    world = World(tmp_path, operating_tenant="rival")
+    try:
+        with serving(world) as url:
+            assert scrape(world, url, "acme/otto") == 403
+    finally:
+        world.close()
+
+
+def test_tokens(tmp_path: Path) -> None:
+    (tmp_path / "jwks").write_bytes(key_set(jwk(SIGNER, "EdDSA")))
+    taking = {"token_issuer": ISSUER, "token_audience": "hesearch", "token_jwks": str(tmp_path / "jwks")}
+    world = World(tmp_path, operating_tenant="acme", tls_client_ca="", **taking)
+    try:
+        with serving(world) as url:
+            assert scrape(world, url) == 401
+            assert scrape(world, url, token=signed(SIGNER, "EdDSA", groups=["operator"])) == 200
+            assert scrape(world, url, token=signed(SIGNER, "EdDSA", groups=["searcher"])) == 403
+            assert scrape(world, url, token=signed(SIGNER, "EdDSA", groups=["operator"], exp=1)) == 401
+    finally:
+        world.close()
