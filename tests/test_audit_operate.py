@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,13 @@ def test_keys_follow_the_kek(folder: tuple[Path, str], tmp_path: Path) -> None:
     new_kek_file(tmp_path / "second")
     assert main(["rekey", str(data), "--kek", first]) == 0
     _append(data, first, 5)
+    if os.geteuid() == 0:
+        for path in (data, *data.rglob("*")):
+            os.chown(path, 12345, 12345)
     for _ in range(2):
         assert main(["kek", "rotate", str(data), "--kek", second, "--previous-kek", first]) == 0
     with pytest.raises(WrongKeyError):
         open_audit_log(data, open_kek(first))
+    assert len({path.stat().st_uid for path in data.rglob("*")}) == 1, "also where it was root who turned the key"
     _append(data, second, 10)
     assert verify(data / "audit", [head]).proven == head.sequence

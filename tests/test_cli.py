@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,12 +115,27 @@ def test_exit_codes_and_messages(files: dict[str, Any], tmp_path: Path, capsys: 
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = build_parser()
-    for command in ("serve", "keygen", "create", "insert", "search", "delete", "info", "drop", "demo"):
-        with pytest.raises(SystemExit) as stopped:
-            parser.parse_args([command, "--help"])
-        assert stopped.value.code == 0
-        assert f"hesearch {command} " in capsys.readouterr().out.split("example", 1)[1]
+    """Each command's, and each verb's; and the parser takes every one."""
+    parser, seen = build_parser(), 0
+    for command, one in _parsers(parser, "hesearch"):
+        _, _, examples = one.format_help().partition("\nexample")
+        lines = [line for line in examples.replace("\\\n", " ").splitlines() if line.startswith("  hesearch ")]
+        assert any(f"{line.strip()} ".startswith(f"{command} ") for line in lines), command
+        for line in lines:
+            words = shlex.split(re.split(r"  +\(| > ", line)[0].strip())[1:]
+            if not any("…" in word for word in words):
+                assert parser.parse_args(words), line
+                seen += 1
+    assert seen > 40
+    assert not capsys.readouterr().err
+
+
+def _parsers(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb, one in action.choices.items():
+                yield from _parsers(one, f"{name} {verb}")
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_data_must_be_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("thread = 1", r"got the key 'thread', expected one of data, listen,"),
-        ("[limits]\nthreads = 1", "got the key 'limits'"),
+        ("thread = 1", r"got the key 'thread', expected 'threads'\?"),
+        ("[zzz]\nthreads = 1", "got the key 'zzz', which is none of `hesearch serve"),
         ('threads = "2"', "threads: got '2', expected int"),
         ("threads = 2.0", "threads: got 2.0, expected int"),
         ("threads = true", "threads: got True, expected int"),

@@ -161,6 +161,16 @@ def test_every_flipped_part_bit_is_found(plain: Store, tmp_path: Path) -> None:
             verified(PlainFile(path))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_writes_is_its_folders_owners(tmp_path: Path) -> None:
+    """An operator's command on a server's data leaves nothing that the server cannot read."""
+    os.chown(tmp_path, 12345, 12346)
+    with files.NewFile(tmp_path) as file:
+        file.publish(tmp_path / "a")
+    found = (tmp_path / "a").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (12345, 12346, 0o600)
+
+
 @pytest.mark.parametrize("step", [1, 3, 4096, 10000])
 def test_writer_takes_any_pieces(tmp_path: Path, step: int) -> None:
     contents = [b"i" * 4098, b"h" * 7, b"", b"f" * 4096]

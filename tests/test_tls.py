@@ -138,7 +138,7 @@ def _certificates(pair: Pair, **settings: Any) -> Certificates:
 def test_files_that_cannot_be_served(tmp_path: Path, authority: Authority, pair: Pair) -> None:
     other, expired = authority.issue("other"), authority.issue("expired", ends=-timedelta(days=1))
     cases: list[tuple[Pair, dict[str, Any], str]] = [
-        (pair, {"tls_cert": str(tmp_path / "none")}, "tls_cert: the file cannot be read: No such file"),
+        (pair, {"tls_cert": str(tmp_path / "none")}, r"tls_cert: /.*/none cannot be read: No such file"),
         (pair, {"tls_cert": str(pair.key)}, "tls_cert: got something else than certificates"),
         (pair, {"tls_key": str(pair.cert)}, "tls_key: got something else than an unencrypted private key"),
         (pair, {"tls_key": str(other.key)}, "tls_key: got the key of another certificate"),

@@ -101,5 +101,5 @@ def _library() -> Any:
     try:
         import shamir_mnemonic
     except ImportError:
-        raise MissingExtra("shamir-mnemonic: not installed; pip install 'hesearch[key-backup]'") from None
+        raise MissingExtra("shamir-mnemonic is not installed: pip install '.[key-backup]'") from None
     return shamir_mnemonic

@@ -209,7 +209,7 @@ def _ask_keyring(verb: str, entry: str, *value: str) -> str | None:
         import keyring
         from keyring.errors import KeyringError
     except ImportError:
-        raise MissingExtra("keyring: not installed; pip install 'hesearch[keyring]'") from None
+        raise MissingExtra("keyring is not installed: pip install '.[keyring]'") from None
     try:
         answer: str | None = getattr(keyring, verb)(SERVICE, entry, *value)
     except KeyringError as error:

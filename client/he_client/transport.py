@@ -154,6 +154,8 @@ class GrpcTransport:
             hint += " Or it serves plaintext: insecure=True, --insecure (loopback only)"
         elif not self._insecure:
             hint = " It may speak no TLS (insecure=True, --insecure), or ask for a certificate (cert, --cert)"
+        else:
+            hint = " It may speak TLS (ca, --ca, in place of insecure)"
         return Unavailable(f"no answer from {self._address}; is `hesearch serve` running there?{hint}")
 
     def close(self) -> None:

@@ -89,7 +89,7 @@ class ServerConfig:
         default="",
         metadata=_setting(
             "data at rest",
-            "key that seals the data folder: file:PATH, passphrase:FILE or exec:COMMAND; empty: not sealed",
+            "key that seals the data folder: file:PATH, passphrase:PATH or exec:PROGRAM; empty: not sealed",
         ),
     )
     previous_kek: str = field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import textwrap
 import tomllib
@@ -31,7 +32,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     values = {}
     for name, value in found.items():
         if name not in known:
-            raise InvalidInput(f"config: got the key {name!r}, expected one of {', '.join(known)}")
+            near = difflib.get_close_matches(name, known, 1)
+            raise InvalidInput(
+                f"config: got the key {name!r}, "
+                + (f"expected {near[0]!r}?" if near else "which is none of `hesearch serve --data DIR --print-config`")
+            )
         kind = str(known[name].type)
         types = _TYPES.get(kind, (str,))
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):

@@ -13,6 +13,7 @@ from he_client.transport import Security
 _METHOD = "/grpc.health.v1.Health/Check"
 _SERVICE = b"hesearch.v1.HeSearch"
 _REQUEST = bytes([0x0A, len(_SERVICE)]) + _SERVICE  #: HealthCheckRequest(service=…)
+_NO_ANSWER = grpc.StatusCode.UNAVAILABLE.name
 _SERVING = b"\x08\x01"  #: HealthCheckResponse(status=SERVING)
 
 
@@ -35,7 +36,9 @@ def _health(arguments: argparse.Namespace) -> int:
         Security(insecure=arguments.insecure, ca=arguments.ca, cert=arguments.cert, key=arguments.cert_key),
         arguments.timeout,
     )
-    report(arguments, {"serving": not reason, "reason": reason}, f"not serving: {reason}" if reason else "serving")
+    hint = " (it does not run, or it wants other --ca, --cert or --insecure)" if reason == _NO_ANSWER else ""
+    text = f"not serving: {reason}{hint}" if reason else "serving"
+    report(arguments, {"serving": not reason, "reason": reason}, text)
     return 1 if reason else 0
 
 

@@ -19,7 +19,10 @@ _NEW_PASSPHRASE = "--new-passphrase-file"
 
 def add_key_commands(subparsers: Subparsers) -> None:
     text = "keys: new ones, the key ring, other locks, sharing, backups"
-    parser = subparsers.add_parser("key", help=text, description=text)
+    parser = subparsers.add_parser(
+        "key", help=text, description=text, epilog="example:\n  hesearch key new ring:notes",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_new(verbs)
     add_verb(verbs, "list", _list, "the names of the key ring ($HESEARCH_KEYS, or ~/.local/share/hesearch/keys)", "")

@@ -10,13 +10,14 @@ from typing import Any
 from he_engine.errors import InvalidInput
 from he_server.access.dev_certificates import DAYS, make
 from he_server.access.principals import Principal
+from he_server.operate.parsers import verbs_of
 
 _TEXT = f"make an authority, a server's certificate for this machine, and clients' certificates, good for {DAYS} days"
 _EXAMPLES = """examples:
   hesearch certs dev ./certs --client acme/ada:writer,searcher --client acme/grace
   hesearch certs dev ./certs --client acme/edith      (one more, of the same authority)
   hesearch serve --data ./data --tls-cert certs/server.pem --tls-key certs/server.key --tls-client-ca certs/ca.pem
-  hesearch info notes --server localhost:50051 --ca certs/ca.pem --cert certs/clients/acme/ada.pem \\
+  hesearch info --server localhost:50051 --ca certs/ca.pem --cert certs/clients/acme/ada.pem \\
       --cert-key certs/clients/acme/ada.key
 
 For development only: the authority's key, ca.key, is not encrypted, and whoever has it can call as anybody."""
@@ -26,9 +27,7 @@ def add_certs_parser(subparsers: Any) -> None:
     """Adds `certs dev` to what argparse's add_subparsers() returned. `run` of the namespace gives the exit code 0, and
     raises HesearchErrors."""
     text = "certificates for development"
-    verbs = subparsers.add_parser("certs", help=text, description=text).add_subparsers(
-        dest="certs_command", required=True, metavar="VERB"
-    )
+    verbs = verbs_of(subparsers, "certs", text, "dev ./certs --client acme/ada:writer,searcher")
     parser = verbs.add_parser(
         "dev", help=_TEXT, description=_TEXT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

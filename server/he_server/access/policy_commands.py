@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from he_engine.errors import AlreadyExists, InvalidInput
 from he_server.access.principals import Principal
 from he_server.access.resources import Collection, Decision, Resource, Server, Tenant
-from he_server.operate.parsers import command, report
+from he_server.operate.parsers import command, report, verbs_of
 
 if TYPE_CHECKING:
     from he_server.access.policy import Policies
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 def add_policy_parsers(subparsers: Any) -> None:
     """Adds `policy` to what argparse's add_subparsers() returned. `run` gives the exit code, and raises as `load`."""
     text = "who may do what: make policies, check them, ask them"
-    verbs = subparsers.add_parser("policy", help=text, description=text).add_subparsers(
-        dest="policy_command", required=True, metavar="VERB"
-    )
+    verbs = verbs_of(subparsers, "policy", text, "check /etc/hesearch/policies")
     new = command(verbs, "policy new", _new, "make a folder with the ready roles", "/etc/hesearch/policies")
     new.add_argument("folder", type=Path, help="must not exist yet")
     check = command(

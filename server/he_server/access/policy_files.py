@@ -91,7 +91,7 @@ def _listed(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError as error:
-        raise InvalidInput(f"policies: the folder cannot be read: {error.strerror}") from None
+        raise InvalidInput(f"policies: {folder} cannot be read: {error.strerror}") from None
 
 
 def _text(path: Path) -> str:

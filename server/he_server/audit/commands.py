@@ -18,7 +18,7 @@ from he_server.audit.keys import read_sealing_key
 from he_server.audit.log import FOLDER, OPERATORS
 from he_server.audit.reading import LOG, entries, log_id
 from he_server.audit.verify import Report, verify
-from he_server.operate.parsers import KEK, command, report
+from he_server.operate.parsers import KEK, command, report, verbs_of
 from he_server.storage.kek import KeyProvider, open_kek
 
 TAMPERED = 6  #: exit code; that of TamperedDataError
@@ -27,9 +27,7 @@ TAMPERED = 6  #: exit code; that of TamperedDataError
 def add_audit_parsers(subparsers: Any) -> None:
     """Adds `audit` to what argparse's add_subparsers() returned. `run` of the namespace gives the exit code."""
     text = "the logs of a server's and its operators' decisions: check them, export their heads, read them"
-    verbs = subparsers.add_parser("audit", help=text, description=text).add_subparsers(
-        dest="audit_command", required=True, metavar="VERB"
-    )
+    verbs = verbs_of(subparsers, "audit", text, "verify ./data --head /mnt/elsewhere/head.json")
     checking = command(
         verbs, "audit verify", _verify, "check that no line was changed, removed, moved or added; needs no key",
         "./data --head /mnt/elsewhere/head.json\n\n"
@@ -84,10 +82,14 @@ def _told(whose: str, found: Report, proving: bool) -> str:
     lines = [f"changed: {found.problem}"] if found.problem else []
     lines += [f"note: {found.note}"] if found.note else []
     lines.append(
-        f"{found.lines} lines follow from each other; signed up to line {found.covered}, "
-        + (f"proven by --head up to line {found.proven}" if proving else "no --head was given to prove it")
+        f"{found.lines} lines follow from each other; signed {_until(found.covered)}, "
+        + (f"proven by --head {_until(found.proven)}" if proving else "no --head was given to prove it")
     )
     return "\n".join(f"{whose}: {line}" for line in lines)
+
+
+def _until(line: int) -> str:
+    return f"up to line {line}" if line >= 0 else "up to none"
 
 
 def _head(arguments: argparse.Namespace) -> int:

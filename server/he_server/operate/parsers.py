@@ -27,6 +27,15 @@ def command(
     return parser
 
 
+def verbs_of(subparsers: Any, name: str, text: str, example: str) -> Any:
+    """What takes the commands that follow this one."""
+    parser = subparsers.add_parser(
+        name, help=text, description=text, epilog=f"example:\n  hesearch {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    return parser.add_subparsers(dest=f"{name}_command", required=True, metavar="VERB")
+
+
 def report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> None:
     print(json.dumps(fields) if arguments.json else text)
 

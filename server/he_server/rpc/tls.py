@@ -85,7 +85,7 @@ def _bytes(field: str, path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InvalidInput(f"{field}: the file cannot be read: {error.strerror}") from None
+        raise InvalidInput(f"{field}: {path} cannot be read: {error.strerror}") from None
 
 
 def _certificates(field: str, pem: bytes) -> list[x509.Certificate]:

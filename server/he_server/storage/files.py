@@ -72,7 +72,8 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 
 
 class NewFile:
-    """A file that nobody sees until `publish`. A context manager: what was not published is removed."""
+    """A file that nobody sees until `publish`. A context manager: what was not published is removed. Where root writes,
+    it is its folder's owner's: a command on the server's data must not leave files that the server cannot read."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / (secrets.token_hex(16) + TEMPORARY_SUFFIX)
@@ -80,6 +81,9 @@ class NewFile:
         with storage_errors("making a file"):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self.path, flags, 0o600)
+            if os.geteuid() == 0 and (owner := folder.stat()).st_uid:
+                with contextlib.suppress(OSError):  # not every file system has owners
+                    os.fchown(self._descriptor, owner.st_uid, owner.st_gid)
 
     def append(self, data: Buffer) -> None:
         """Raises LimitExceeded where the disk or a quota is full, Unavailable where it fails."""
