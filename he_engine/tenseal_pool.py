@@ -3,6 +3,10 @@
 Each is a fresh interpreter (nothing is inherited but one socket), and it ends when that socket closes, so also
 when the server is killed. A reply is bytes of a length known beforehand: a worker that SEAL's parser had been
 turned against could give wrong answers, not run code here.
+
+A worker that dies, or takes longer than its job may, is replaced, and the job is done once more: it may have been
+killed for what others did. If its successor ends so, too, what was asked is refused, with an error after which clients
+do not ask again.
 """
 
 from __future__ import annotations
@@ -16,13 +20,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from he_engine import errors
 from he_engine.engine import Buffer
-from he_engine.errors import HesearchError, Unavailable
-from he_engine.tenseal_worker import receive_message, send_message
+from he_engine.errors import HesearchError, InvalidInput, Unavailable
+from he_engine.tenseal_worker import receive_message, send_message, wait_until
 
+TRIES = 2
+START_S = 60.0  #: for a process to start
 _ERROR_BYTES = 4096
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -31,12 +39,13 @@ _BOOT = (
 
 
 class Worker:
-    """One process and our end of its socket. `send`, `receive` and `stop` need `lock`."""
+    """One process and our end of its socket. `lock` is for all but `close` and `pid`."""
 
     def __init__(self, dim: int, cache_bytes: int) -> None:
         self.lock = threading.Lock()
         self._arguments = (str(dim), str(cache_bytes))
         self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._ready = False  #: it has greeted, so what ends it from now on is not its start
         self._closed = False
 
     @property
@@ -45,25 +54,47 @@ class Worker:
         running = self._running
         return running[0].pid if running else None
 
-    def send(self, request: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Starts the process where there is none. Raises OSError when it is gone, Unavailable after `close`."""
+    def start(self) -> None:
+        """A process, where there is none or it ended with nothing to do. Raises Unavailable, also after `close`."""
         if self._closed:
             raise Unavailable("the engine is closed")
-        if self._running is None:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                number = theirs.fileno()
-                command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(number), *self._arguments]
+        if self._running is not None and self._running[0].poll() is None:
+            return
+        self.stop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(number), *self._arguments]
+            try:
                 process = subprocess.Popen(command, pass_fds=(number,), stdin=subprocess.DEVNULL)
-            self._running = process, ours
-        send_message(self._running[1], json.dumps(request).encode(), descriptors)
+            except OSError as error:
+                ours.close()
+                raise Unavailable(f"a tenseal worker process did not start: {error.strerror}") from error
+        self._running, self._ready = (process, ours), False
 
-    def receive(self, length_bytes: int) -> bytearray | HesearchError:
-        """The reply of `length_bytes`, or the error that the worker met. Raises EOFError or OSError when it is
-        gone or replies with anything else."""
+    def wait_ready(self, until_s: float) -> None:
+        """Until the process has greeted. Raises Unavailable where it ends, or has not at `until_s` (time.monotonic)."""
+        if self._ready or self._running is None:
+            return
+        try:
+            receive_message(self._running[1], 0, until_s=until_s)
+        except (EOFError, OSError) as error:
+            raise Unavailable("a tenseal worker process did not start; its stderr may say why") from error
+        self._ready = True
+
+    def send(self, request: Mapping[str, object], descriptors: Sequence[int], until_s: float) -> None:
+        """Raises EOFError or OSError when the process is gone, or has not taken all of it at `until_s`."""
         if self._running is None:
             raise EOFError("the worker was stopped")
-        message, _ = receive_message(self._running[1], 1 + max(length_bytes, _ERROR_BYTES))
+        wait_until(self._running[1], until_s)
+        send_message(self._running[1], json.dumps(request).encode(), descriptors)
+
+    def receive(self, length_bytes: int, until_s: float) -> bytearray | HesearchError:
+        """The reply of `length_bytes`, or the error that the worker met. Raises EOFError or OSError when it is
+        gone, has not replied at `until_s`, or replies with anything else."""
+        if self._running is None:
+            raise EOFError("the worker was stopped")
+        message, _ = receive_message(self._running[1], 1 + max(length_bytes, _ERROR_BYTES), until_s=until_s)
         if message[:1] != b"\x01":
             if len(message) != 1 + length_bytes:
                 raise OSError(f"reply: got {len(message)} bytes, expected {1 + length_bytes}")
@@ -85,7 +116,7 @@ class Worker:
             self.stop()
 
     def stop(self) -> None:
-        """End the process; the next `send` starts another."""
+        """End the process; the next `start` makes another."""
         if self._running is not None:
             process, connection = self._running
             self._running = None
@@ -94,34 +125,67 @@ class Worker:
             process.wait()
 
 
-def ask(
-    workers: Sequence[Worker],
-    requests: Sequence[Mapping[str, object]],
-    replies_bytes: Sequence[int],
-    descriptors: Sequence[int] = (),
-) -> list[bytearray]:
-    """Each worker its own request, all at the same time; `workers` in the same order at every call.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """For one worker: what it is asked, how long the reply is, and how long it may take."""
 
-    Raises what a worker reported, or Unavailable when one died: then all of these start afresh at the next call,
-    because a reply that nobody awaited would be taken for the next one.
+    request: Mapping[str, object]
+    reply_bytes: int
+    limit_s: float
+
+
+def ask(workers: Sequence[Worker], jobs: Sequence[Job], descriptors: Sequence[int] = ()) -> list[bytearray]:
+    """Each worker its own job, all at the same time; `workers` in the same order at every call.
+
+    Raises what a worker reported, InvalidInput where one ended or went over its time twice, Unavailable after `close`.
     """
+    replies: dict[int, bytearray | HesearchError] = {}
     with contextlib.ExitStack() as stack:
         for worker in workers:
             stack.enter_context(worker.lock)
         try:
-            for worker, request in zip(workers, requests, strict=True):
-                worker.send(request, descriptors)
-            replies = [worker.receive(n) for worker, n in zip(workers, replies_bytes, strict=True)]
-        except BaseException as error:
-            for worker in workers:
+            for _ in range(TRIES):
+                _try(workers, jobs, descriptors, replies)
+        except BaseException:
+            for worker in workers:  # a reply that nobody awaits would be taken for the next one
                 worker.stop()
-            if isinstance(error, (EOFError, OSError)):
-                raise Unavailable("a tenseal worker process died; the next call starts a new one") from error
             raise
-    failed = [reply for reply in replies if isinstance(reply, HesearchError)]
-    if failed:
-        raise failed[0]
-    return [reply for reply in replies if not isinstance(reply, HesearchError)]
+    done: list[bytearray] = []
+    for number, job in enumerate(jobs):
+        reply = replies.get(number)
+        if reply is None:
+            raise InvalidInput(
+                f"tenseal: {TRIES} worker processes ended over this, or took more than {job.limit_s:.0f} s each: got "
+                "blocks or a query that the engine cannot bear"
+            )
+        if isinstance(reply, HesearchError):
+            raise reply
+        done.append(reply)
+    return done
+
+
+def _try(
+    workers: Sequence[Worker],
+    jobs: Sequence[Job],
+    descriptors: Sequence[int],
+    replies: dict[int, bytearray | HesearchError],
+) -> None:
+    """Adds the replies that are missing, of those who give one; ends the other workers."""
+    missing = [number for number in range(len(jobs)) if number not in replies]
+    for number in missing:
+        workers[number].start()
+    ready_s = time.monotonic() + START_S
+    for number in missing:
+        workers[number].wait_ready(ready_s)
+    began_s = time.monotonic()
+    for number in missing:
+        with contextlib.suppress(EOFError, OSError):  # `receive` meets it, too
+            workers[number].send(jobs[number].request, descriptors, began_s + jobs[number].limit_s)
+    for number in missing:
+        try:
+            replies[number] = workers[number].receive(jobs[number].reply_bytes, began_s + jobs[number].limit_s)
+        except (EOFError, OSError):
+            workers[number].stop()
 
 
 class QueryFiles:

@@ -23,7 +23,8 @@ from he_engine.tenseal_format import (
     check_ciphertexts,
     check_dim,
 )
-from he_engine.tenseal_pool import QueryFiles, Worker, ask
+from he_engine.tenseal_limits import LEAST_S, job_s
+from he_engine.tenseal_pool import Job, QueryFiles, Worker, ask
 
 CACHE_BYTES = 1 << 30  #: ciphertexts kept parsed, all workers together: 64 KiB each
 _CHECKED = 64  #: ciphertexts checked at a time: 2 MiB
@@ -100,7 +101,8 @@ class TensealServer:
         blocks that follow one another that happens once; where they are the same `bytes` objects, hashed once, too.
 
         Raises InvalidInput (a range outside the segment, the number), ResidueError, NotFound (the file is gone),
-        Unavailable (a worker died, or the engine is closed).
+        Unavailable (the engine is closed). Also InvalidInput: worker processes ended or went over their time for it,
+        one after the other, so these blocks or one of these queries break the engine.
         """
         self._check_lengths(queries)
         if first_block < 0 or blocks < 1 or first_block + blocks > index.blocks:
@@ -112,16 +114,15 @@ class TensealServer:
             prefix = f"{_prefix(index)}{os.fstat(index_file).st_ino}|"
             step = self.index_bytes_per_block
             asked = [(f"query|{name}", q * self.query_bytes) for q, name in enumerate(names)]
-            requests = [
-                {"blocks": [(f"{prefix}{k}", index.offset_bytes + k * step) for k in mine], "queries": asked}
+            jobs = [
+                Job(
+                    {"blocks": [(f"{prefix}{k}", index.offset_bytes + k * step) for k in mine], "queries": asked},
+                    len(queries) * len(mine) * ANSWER_BYTES,
+                    job_s(self._dim, len(mine), len(queries)),
+                )
                 for mine in (numbers[owners == worker].tolist() for worker in busy)
             ]
-            replies = ask(
-                [self._workers[worker] for worker in busy],
-                requests,
-                [len(queries) * int((owners == worker).sum()) * ANSWER_BYTES for worker in busy],
-                (index_file, query_file),
-            )
+            replies = ask([self._workers[worker] for worker in busy], jobs, (index_file, query_file))
         answers = np.empty((len(queries), blocks, ANSWER_BYTES), np.uint8)
         for worker, reply in zip(busy, replies, strict=True):
             answers[:, owners == worker] = np.frombuffer(reply, np.uint8).reshape(len(queries), -1, ANSWER_BYTES)
@@ -135,8 +136,8 @@ class TensealServer:
     def forget(self, index: IndexFile) -> None:
         """Drop the parsed blocks of a segment. Waits for answers under way."""
         running = [worker for worker in self._workers if worker.pid is not None]
-        with contextlib.suppress(Unavailable):  # a dead worker has forgotten
-            ask(running, [{"forget": _prefix(index)}] * len(running), [0] * len(running))
+        with contextlib.suppress(Unavailable):  # the engine is closed
+            ask(running, [Job({"forget": _prefix(index)}, 0, LEAST_S)] * len(running))
 
     def close(self) -> None:
         """End the workers; answers under way raise Unavailable."""

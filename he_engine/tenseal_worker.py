@@ -1,8 +1,10 @@
 """The process that computes for a `tenseal` server: parse, multiply, add. Public parameters only, no key.
 
 SEAL holds the interpreter lock during every call and parses bytes from strangers, so it runs here and not in the
-server. A worker reads requests from one socket and dies with it. Nothing is pickled in either direction:
+server, and within limits (he_engine.tenseal_limits). A worker reads requests from one socket and dies with it, as it
+does of anything that SEAL is not expected to raise, such as MemoryError. Nothing is pickled in either direction:
 
+    greeting    an empty message, once the process is ready
     message     length (8 bytes, little-endian) ‖ bytes; a request carries the descriptors of the index and of the
                 queries along with its length
     request     JSON: {"blocks": [[key, offset], …], "queries": [[key, offset], …]} or {"forget": prefix}
@@ -11,12 +13,14 @@ server. A worker reads requests from one socket and dies with it. Nothing is pic
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import json
 import os
 import signal
 import socket
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +29,7 @@ from typing import Any
 from he_engine.engine import Buffer
 from he_engine.errors import HesearchError, ResidueError
 from he_engine.tenseal_format import CIPHERTEXT_BYTES, INDEX_SCALE, POLY_BYTES, QUERY_SCALE
+from he_engine.tenseal_limits import Limits
 from he_engine.tenseal_ring import SealRing, sealapi
 
 _LENGTH = struct.Struct("<Q")
@@ -121,9 +126,12 @@ def send_message(connection: socket.socket, message: bytes, descriptors: Sequenc
     connection.sendall(message)
 
 
-def receive_message(connection: socket.socket, limit_bytes: int, descriptors: int = 0) -> tuple[bytearray, list[int]]:
+def receive_message(
+    connection: socket.socket, limit_bytes: int, descriptors: int = 0, until_s: float | None = None
+) -> tuple[bytearray, list[int]]:
     """(message, descriptors, at most that many). Raises EOFError when the other side is gone, OSError for a
-    message over the limit."""
+    message over the limit, TimeoutError when it is not here at `until_s` (time.monotonic)."""
+    wait_until(connection, until_s)
     header, received, _, _ = socket.recv_fds(connection, _LENGTH.size, descriptors)
     if len(header) != _LENGTH.size:
         raise EOFError("the other side closed the connection")
@@ -133,11 +141,18 @@ def receive_message(connection: socket.socket, limit_bytes: int, descriptors: in
     message = bytearray(length)
     view = memoryview(message)
     while view:
+        wait_until(connection, until_s)
         got = connection.recv_into(view)
         if not got:
             raise EOFError("the other side closed the connection")
         view = view[got:]
     return message, received
+
+
+def wait_until(connection: socket.socket, until_s: float | None) -> None:
+    """So long the next call of it waits at most (time.monotonic), then it raises TimeoutError; None: for ever."""
+    if until_s is not None:
+        connection.settimeout(max(until_s - time.monotonic(), 0.01))  # what has come already is taken
 
 
 # ---- the process ---------------------------------------------------------------------------------------------
@@ -152,26 +167,29 @@ def _sources(items: list[tuple[str, int]], descriptor: int) -> list[Source]:
     return [Source(key, functools.partial(_read, descriptor, offset)) for key, offset in items]
 
 
-def _reply(scorer: Scorer, request: dict[str, Any], descriptors: list[int]) -> bytes:
+def _reply(scorer: Scorer, limits: Limits, request: dict[str, Any], descriptors: list[int]) -> bytes:
     if "forget" in request:
         scorer.forget(request["forget"])
         return b"\x00"
     index, queries = descriptors
+    limits.begin(scorer.dim, len(request["blocks"]), len(request["queries"]))
     return b"\x00" + b"".join(scorer.answer(_sources(request["blocks"], index), _sources(request["queries"], queries)))
 
 
-def serve(connection: socket.socket, dim: int, cache_bytes: int) -> None:
-    """Answer requests until the other side closes the connection."""
-    scorer = Scorer(dim, cache_bytes)
+def serve(connection: socket.socket, scorer: Scorer, limits: Limits) -> None:
+    """Greet, and answer requests until the other side closes the connection."""
+    send_message(connection, b"")
     while True:
         try:
             message, descriptors = receive_message(connection, MAX_REQUEST_BYTES, 2)
         except (EOFError, ConnectionError):
             return
         try:
-            reply = _reply(scorer, json.loads(message), descriptors)
-        except (HesearchError, OSError, RuntimeError, ValueError) as error:  # SEAL's are the last two
+            reply = _reply(scorer, limits, json.loads(message), descriptors)
+        except (HesearchError, OSError) as error:
             reply = f"\x01{type(error).__name__}: {error}".encode()
+        except (RuntimeError, ValueError) as error:  # SEAL's, and the same again for the same bytes
+            reply = f"\x01InvalidInput: tenseal: SEAL refuses a block or a query: {error}".encode()
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -182,7 +200,9 @@ def serve(connection: socket.socket, dim: int, cache_bytes: int) -> None:
 
 
 def main(descriptor: int, dim: int, cache_bytes: int) -> None:
-    """Entry point of the process. Ctrl-C is for the server, which closes the connection when it stops."""
+    """Entry point of the process. Ctrl-C is for the server, which closes the connection when it stops. Of a fatal
+    signal stderr tells where it came, and nothing of the data."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
     with socket.socket(fileno=descriptor) as connection:
-        serve(connection, dim, cache_bytes)
+        serve(connection, Scorer(dim, cache_bytes), Limits(cache_bytes))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from he_engine.engine import Buffer, IndexFile
-from he_engine.errors import ResidueError, Unavailable
+from he_engine.errors import InvalidInput, ResidueError, Unavailable
 from he_server.search import answering, scan
 from he_server.search.answering import Piece
 from he_server.search.scan import RIDER_QUERIES, SHARED_QUERIES, SLOW_S, Pace, Scan, Scans, _Call
@@ -35,6 +35,7 @@ class GatedEngine:
         self.entered = threading.Semaphore(0)
         self.calls: list[tuple[int, int]] = []  #: (unit, queries)
         self.failing: Exception | None = None
+        self.refused: Sequence[Buffer] = ()
 
     def let(self, count: int) -> None:
         self._gate.release(count)
@@ -47,6 +48,8 @@ class GatedEngine:
         self._gate.acquire()
         if self.failing:
             raise self.failing
+        if any(query in self.refused for query in queries):
+            raise InvalidInput("a query")
         return [expected(query, unit) for query in queries]
 
 
@@ -307,6 +310,33 @@ def test_an_error_reaches_all_who_shared(pool: ThreadPoolExecutor) -> None:
     assert len({id(error) for error in caught}) == 4, "each thread raises its own"
     engine.failing = None
     assert right(list(shared.answer(queries(0, 1), lambda: True)), queries(0, 1), [4])
+
+
+def test_a_query_that_is_refused_is_its_callers_alone() -> None:
+    """It fails the unit that three share; the other two get that unit, and all others, as if it were not there."""
+    engine = GatedEngine(open_for=0)
+    engine.refused = queries(1, 1)
+    errors: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        shared = make(engine, segments(3), pool)
+        first = start(shared, queries(0, 1))
+        engine.entered.acquire()
+
+        def ask() -> None:
+            with pytest.raises(InvalidInput) as caught:
+                list(shared.answer(queries(1, 1), lambda: True))
+            errors.append(str(caught.value))
+
+        second = threading.Thread(target=ask)
+        second.start()
+        third = start(shared, queries(2, 1))
+        wait_for(lambda: riders(shared) == 3)
+        engine.let(100)
+        for thread in (first[1], second, third[1]):
+            thread.join()
+    assert errors == ["a query"]
+    assert right(first[0], queries(0, 1), [3]) and right(third[0], queries(2, 1), [3])
+    assert engine.calls[1] == (1, 3)
 
 
 def test_many_callers_at_any_time(monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor) -> None:

@@ -26,6 +26,7 @@ from he_engine.errors import (
     AlreadyExists,
     Conflict,
     HesearchError,
+    InvalidInput,
     ResidueError,
     TamperedDataError,
     Unavailable,
@@ -467,41 +468,85 @@ def test_only_the_segments_engine_forgets_it() -> None:
     engines.close()
 
 
-def test_tenseal_answers(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Random ciphertexts, answered through the service and by the engine alone: the same bytes."""
-    pytest.importorskip("tenseal")
-    from he_engine.tenseal_format import ANSWER_BYTES, DEGREE, MODULUS, SEED_BYTES
-    from he_engine.tenseal_server import TensealServer
+class TensealClient:
+    """A collection of dimension 2 and three blocks: random ciphertexts, as a server cannot tell them from others."""
 
-    def ciphertexts(count: int) -> bytes:
-        return b"".join(rng.integers(0, MODULUS, DEGREE, "<u8").tobytes() + rng.bytes(SEED_BYTES) for _ in range(count))
-
-    request, parameters = _tenseal_request(2)
-    with running(tmp_path, over_grpc=True) as endpoint:
-        endpoint.call("CreateCollection", request)
-        index, queries = ciphertexts(3 * 2), ciphertexts(2 * 2)
-        name, digest = request.context.collection, parameters.digest
-        header = wire.segment_header(name, request.collection_id, digest, 3, {pb.PART_KIND_INDEX: index})
-        endpoint.call("WriteSegment", list(segment_requests(header, [index])))
+    def __init__(self, endpoint: Any, rng: np.random.Generator) -> None:
+        self._endpoint, self._rng = endpoint, rng
+        self._request, parameters = _tenseal_request(2)
+        endpoint.call("CreateCollection", self._request)
+        self.index = self.ciphertexts(3)
+        name, collection_id = self._request.context.collection, self._request.collection_id
+        header = wire.segment_header(name, collection_id, parameters.digest, 3, {pb.PART_KIND_INDEX: self.index})
+        endpoint.call("WriteSegment", list(segment_requests(header, [self.index])))
         commit = pb.CommitManifestRequest(
-            context=request.context,
-            collection_id=request.collection_id,
+            context=self._request.context,
+            collection_id=collection_id,
             expected_version=1,
             sealed_manifest=b"sealed 2",
             live_segments=[header.segment_id],
         )
         endpoint.call("CommitManifest", commit)
-        ask = pb.AnswerHeader(context=request.context, collection_id=request.collection_id, version=2, queries=2)
-        pieces = endpoint.call("Answer", list(answer_requests(ask, [queries])))
-        path = next((tmp_path / "segments").rglob(header.segment_id.hex()))
+        self.segment_id = header.segment_id
+
+    def ciphertexts(self, count: int) -> bytes:
+        """So many blocks or queries."""
+        from he_engine.tenseal_format import DEGREE, MODULUS, SEED_BYTES
+
+        planes = (self._rng.integers(0, MODULUS, DEGREE, "<u8").tobytes() + self._rng.bytes(SEED_BYTES)
+                  for _ in range(2 * count))  # fmt: skip
+        return b"".join(planes)
+
+    def answer(self, queries: Sequence[bytes]) -> list[pb.AnswerResponse]:
+        ask = pb.AnswerHeader(
+            context=self._request.context,
+            collection_id=self._request.collection_id,
+            version=2,
+            queries=len(queries),
+        )
+        pieces: list[pb.AnswerResponse] = self._endpoint.call("Answer", list(answer_requests(ask, queries)))
+        return pieces
+
+
+def test_tenseal_answers(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Random ciphertexts, answered through the service and by the engine alone: the same bytes."""
+    pytest.importorskip("tenseal")
+    from he_engine.tenseal_format import ANSWER_BYTES
+    from he_engine.tenseal_server import TensealServer
+
+    with running(tmp_path, over_grpc=True) as endpoint:
+        client = TensealClient(endpoint, rng)
+        queries = [client.ciphertexts(1) for _ in range(2)]
+        pieces = client.answer(queries)
+        path = next((tmp_path / "segments").rglob(client.segment_id.hex()))
         alone = TensealServer(2, 1)
-        half = len(queries) // 2
-        expected = alone.answer(IndexFile(path, 4096, len(index), 3), 0, 3, [queries[:half], queries[half:]])
+        expected = alone.answer(IndexFile(path, 4096, len(client.index), 3), 0, 3, queries)
         alone.close()
     assert sum(piece.blocks for piece in pieces) == 2 * 3
     for piece in pieces:
         first = piece.first_block * ANSWER_BYTES
         assert piece.residues == expected[piece.query][first : first + piece.blocks * ANSWER_BYTES]
+
+
+def test_a_query_that_breaks_tenseal(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller gets InvalidInput, which clients do not repeat; the server and whoever else asks go on."""
+    pytest.importorskip("tenseal")
+    from he_engine import tenseal_pool
+    from tests.poisoned_worker import CRASH, boot, poisoned
+
+    monkeypatch.setattr(tenseal_pool, "_BOOT", boot())
+    with running(tmp_path, over_grpc=True) as endpoint:
+        client = TensealClient(endpoint, rng)
+        query = client.ciphertexts(1)
+        expected = _residues(client.answer([query]))
+        with pytest.raises(InvalidInput, match="2 worker processes ended"):
+            client.answer([poisoned(query, CRASH)])
+        assert _residues(client.answer([query])) == expected
+
+
+def _residues(pieces: Sequence[pb.AnswerResponse]) -> list[tuple[int, bytes]]:
+    """In the order of blocks."""
+    return sorted((piece.first_block, piece.residues) for piece in pieces)
 
 
 # ---- the hint engine ----------------------------------------------------------------------------------------------

@@ -453,22 +453,6 @@ def test_many_threads_ask(
     assert [results[number] for number in range(len(queries))] == expected
 
 
-def test_a_dead_worker_is_replaced(client: TensealClient, tmp_path: Path) -> None:
-    server = TensealServer(DIM)
-    index = stored(tmp_path, client.setup(np.eye(DIM)))
-    query = client.query(np.eye(DIM)[0]).ciphertext
-    expected = server.answer(index, 0, 1, [query])
-    first = server._workers[0].pid
-    assert first is not None
-    os.kill(first, signal.SIGKILL)
-    with pytest.raises(Unavailable, match="died"):
-        server.answer(index, 0, 1, [query])
-    assert server.answer(index, 0, 1, [query]) == expected
-    second = server._workers[0].pid
-    assert second not in (None, first)
-    server.close()
-
-
 def test_close_ends_the_workers(client: TensealClient, tmp_path: Path) -> None:
     """Also one that is at work: it is stopped here, so that its answer cannot come first."""
     server = TensealServer(DIM, 2)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import threading
 import time
@@ -24,7 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from he_engine.engine import Buffer, IndexFile, ServerEngine
-from he_engine.errors import Unavailable
+from he_engine.errors import InvalidInput, Unavailable
 from he_proto.chunks import CHUNK_BYTES
 from he_server.search.answering import Piece, Unit, blocks_per_unit, units
 from he_server.storage.segment_file import StoredSegment
@@ -248,28 +249,34 @@ class Scan:
         self._submit()
 
     def _compute(self, unit: Unit, boarded: Sequence[_Rider]) -> None:
-        queries = [query for rider in boarded for query in rider.queries]
-        answers: list[bytes] = []
-        error: BaseException | None = None
-        try:
-            answers = self._answered(unit, queries)
-        except BaseException as caught:
-            error = caught.with_traceback(None)  # which would keep this frame, and so the calls and itself
-        waiting = iter(answers)
+        outcomes = self._outcomes(unit, boarded)
         with self._lock:
-            for rider in boarded:
+            for rider, outcome in zip(boarded, outcomes, strict=True):
                 call = rider.call
                 call.running -= 1
-                call.error = call.error or error
-                if not error:
+                if isinstance(outcome, BaseException):
+                    call.error = call.error or outcome
+                else:
                     numbers = range(rider.first_query, rider.first_query + len(rider.queries))
-                    call.pieces.extend(Piece(unit, number, next(waiting)) for number in numbers)
+                    call.pieces.extend(map(Piece, [unit] * len(numbers), numbers, outcome))
                     call.uncomputed -= len(rider.queries)
                     if not call.uncomputed:
                         call.computed()
                     elif not call.running and not self._fits(call):
                         call.pace.full()
                 call.ready.notify()
+
+    def _outcomes(self, unit: Unit, boarded: Sequence[_Rider]) -> Sequence[list[bytes] | BaseException]:
+        """The answers of each, or what it met. A query that the engine refuses is its own caller's error: then each
+        is answered by itself."""
+        try:
+            waiting = iter(self._answered(unit, [query for rider in boarded for query in rider.queries]))
+            return [list(itertools.islice(waiting, len(rider.queries))) for rider in boarded]
+        except BaseException as caught:
+            error = caught.with_traceback(None)  # which would keep this frame, and so the calls and itself
+        if isinstance(error, InvalidInput) and len(boarded) > 1:
+            return [outcome for rider in boarded for outcome in self._outcomes(unit, [rider])]
+        return [error] * len(boarded)
 
     def _answered(self, unit: Unit, queries: Sequence[Buffer]) -> list[bytes]:
         with self._reading(unit.segment) as index:
