@@ -83,7 +83,8 @@ $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 # the end make fails. The committed ones, and docs/reliability.md, anew:
 #     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
 RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
-TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz bitflips malicious
+TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz seal bitflips \
+	malicious
 full_kill_server := --runs 1000
 full_kill_client := --runs 500
 full_soak := --seconds 1800
@@ -91,6 +92,7 @@ full_overload := --seconds 120
 full_restarts := --runs 50
 full_faults := --every 1
 full_fuzz := --inputs 1000000
+full_seal := --inputs 30000
 full_bitflips := --runs 10000
 full_malicious := --lies 20000
 short_kill_server := --runs 60
@@ -100,6 +102,7 @@ short_overload := --seconds 30
 short_restarts := --runs 10
 short_faults := --every 50
 short_fuzz := --inputs 20000
+short_seal := --inputs 2000
 short_bitflips := --runs 1000
 short_malicious := --lies 2000
 
@@ -117,6 +120,8 @@ $(TORTURED)/faults_%.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.faults.run $* $($(TORTURE)_faults) --json $@ >/dev/null || test -s $@
 $(TORTURED)/fuzz.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.fuzz.run $($(TORTURE)_fuzz) --failures $(TORTURED)/fuzz --json $@ || test -s $@
+$(TORTURED)/seal.json: | .venv/dev.stamp $(TORTURED)
+	$(BIN)/python -m tests.fuzz.seal $($(TORTURE)_seal) --json $@ || test -s $@
 $(TORTURED)/malicious.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.malicious.run $($(TORTURE)_malicious) --json $@ >/dev/null || test -s $@
 $(TORTURED)/bitflips.json: | .venv/dev.stamp $(TORTURED)

@@ -61,7 +61,7 @@ def pids(server: TensealServer) -> list[int | None]:
 def test_what_breaks_a_worker_is_refused(
     server: TensealServer, stored: Callable[[bytes], IndexFile], rng: np.random.Generator, kind: bytes
 ) -> None:
-    """As a query and as a block: an error that clients do not repeat. Of two workers one is replaced, the other goes on, and
+    """As a query and as a block: an error that clients do not repeat. Of two workers one is replaced, one goes on, and
     both give the answers of before."""
     index, query = stored(ciphertexts(rng, 2)), ciphertexts(rng)
     expected = server.answer(index, 0, 2, [query])

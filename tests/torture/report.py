@@ -98,6 +98,16 @@ def _fuzz(figures: Figures) -> str:
     )
 
 
+def _seal(figures: Figures) -> str:
+    """As sent, by both sides; then SEAL's own format."""
+    sent, files = figures["lines"][:2], figures["lines"][2]
+    said = ", ".join(f"{what} {count:,}" for what, count in files["counts"].items())
+    return (
+        f"{sum(line['runs'] for line in sent):,} inputs: {sum(line['failures'] for line in sent)} failures. "
+        f"{files['runs']:,} in SEAL's own format: {said}"
+    )
+
+
 TESTS = (
     Test(
         "`kill -9` of the server",
@@ -195,6 +205,16 @@ TESTS = (
         lambda figures: not figures["failures"] and min(line["runs"] for line in figures["lines"]) >= 1_000_000,
         "Right inputs are changed: bits, lengths, fields, parts of others, and checksums are often made right again, "
         "so that what lies behind them is reached. Anything but one of our errors is a failure.",
+    ),
+    Test(
+        "bytes of strangers for SEAL (engine `tenseal`)",
+        "seal",
+        "≥ 50,000 as they are sent: no process ends or hangs, nobody else's answer changes",
+        _seal,
+        lambda figures: not figures["failures"] and sum(line["runs"] for line in figures["lines"][:2]) >= 50_000,
+        "Queries and blocks go through the server's checks, one in four past them, to its real workers, and answers "
+        "through a client's. Half of every job is sound, and its answer must be the one that it gets alone. SEAL's own "
+        "format, which nobody can send, is given to SEAL's parser beside that, to know what it would do.",
     ),
     Test(
         "random bit flips in every kind of file",
