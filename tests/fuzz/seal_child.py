@@ -1,14 +1,13 @@
 """The process that parses what tests.fuzz.seal sends it, within the limits of a worker; started anew when it ends.
 
-first       the engine state of a client; the reply is empty
+first       the engine state of a client
 request     what (1 byte) ‖ bytes: a file of SEAL's own, or an answer as a client gets it
-reply       outcome ‖ NUL ‖ the most memory that the process has had, in KiB
+reply       the outcome; to the first, nothing
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import sys
 from pathlib import Path
@@ -85,23 +84,18 @@ def _misbehave(how: bytes) -> str:
     return f"grown by {len(b'1' * (96 << 20))}"
 
 
-def _peak_kib() -> str:
-    return str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-
 def main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as connection:
         state, _ = receive_message(connection, MAX_BYTES)
         parser, limits = Parser(bytes(state)), Limits(0)
         limits.begin(1, 1, 1)
-        send_message(connection, _peak_kib().encode())
+        send_message(connection, b"")
         while True:
             try:
                 request, _ = receive_message(connection, MAX_BYTES)
             except (EOFError, ConnectionError):
                 return
-            outcome = parser.parse(request)
-            send_message(connection, f"{outcome}\0{_peak_kib()}".encode())
+            send_message(connection, parser.parse(request).encode())
 
 
 if __name__ == "__main__":

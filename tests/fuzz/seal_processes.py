@@ -99,12 +99,18 @@ class Server:
     @property
     def peak_bytes(self) -> int:
         """The most memory that the worker has had."""
-        status = Path(f"/proc/{self._pid}/status").read_text()
-        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+        assert self._pid is not None
+        return most_bytes(self._pid)
 
     def close(self) -> None:
         self._server.close()
         shutil.rmtree(self._folder)
+
+
+def most_bytes(pid: int) -> int:
+    """Of memory that a process has had. Not ru_maxrss: that begins with its parent's."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
 
 
 # ---- in a process of its own ----------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ class Child:
         self._first_bytes = 0
         self.starts = 0
 
-    def _started(self) -> socket.socket:
+    def _started(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         if self._running is None:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -126,9 +132,9 @@ class Child:
             self._running = process, ours
             self.starts += 1
             send_message(ours, self._state)
-            peak_kib, _ = receive_message(ours, 64, until_s=time.monotonic() + _START_S)
-            self._first_bytes = int(peak_kib) << 10
-        return self._running[1]
+            receive_message(ours, 0, until_s=time.monotonic() + _START_S)
+            self._first_bytes = most_bytes(process.pid)
+        return self._running
 
     def parse(self, what: bytes, data: bytes) -> str:
         """Twice where the process had to be replaced, the second time in a new one."""
@@ -140,7 +146,7 @@ class Child:
         return outcome
 
     def _once(self, what: bytes, data: bytes) -> str:
-        connection = self._started()
+        process, connection = self._started()
         try:
             send_message(connection, what + data)
             reply, _ = receive_message(connection, 4096, until_s=time.monotonic() + HUNG_S)
@@ -149,8 +155,8 @@ class Child:
             return HUNG
         except (EOFError, OSError):
             return f"{ENDED}: {_ending(self.stop())}"
-        outcome, _, peak_kib = bytes(reply).decode().partition("\0")
-        if outcome == MEMORY or (int(peak_kib) << 10) - self._first_bytes > GROWN_BYTES:
+        outcome = bytes(reply).decode()
+        if outcome == MEMORY or most_bytes(process.pid) - self._first_bytes > GROWN_BYTES:
             self.stop()
             return MEMORY
         return outcome
