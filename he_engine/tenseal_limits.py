@@ -42,7 +42,7 @@ def job_s(dim: int, blocks: int, queries: int) -> float:
 
 
 class Limits:
-    """Those of this process, from now on; none can be taken back."""
+    """Those of this process, from now on. Memory and time are soft limits: against mistakes."""
 
     def __init__(self, cache_bytes: int) -> None:
         for name in _UNUSED:

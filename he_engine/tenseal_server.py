@@ -136,7 +136,7 @@ class TensealServer:
     def forget(self, index: IndexFile) -> None:
         """Drop the parsed blocks of a segment. Waits for answers under way."""
         running = [worker for worker in self._workers if worker.pid is not None]
-        with contextlib.suppress(Unavailable):  # the engine is closed
+        with contextlib.suppress(InvalidInput, Unavailable):  # a worker that has ended has forgotten
             ask(running, [Job({"forget": _prefix(index)}, 0, LEAST_S)] * len(running))
 
     def close(self) -> None:

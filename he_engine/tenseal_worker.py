@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -203,6 +204,7 @@ def main(descriptor: int, dim: int, cache_bytes: int) -> None:
     """Entry point of the process. Ctrl-C is for the server, which closes the connection when it stops. Of a fatal
     signal stderr tells where it came, and nothing of the data."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     with socket.socket(fileno=descriptor) as connection:
         serve(connection, Scorer(dim, cache_bytes), Limits(cache_bytes))

@@ -137,12 +137,13 @@ class Child:
         return self._running
 
     def parse(self, what: bytes, data: bytes) -> str:
-        """Twice where the process had to be replaced, the second time in a new one."""
+        """Twice where the process had to be replaced, the second time in a new one. One that did not hang again did
+        not hang: the machine was busy."""
         outcome = self._once(what, data)
         if self._running is None:
             again = self._once(what, data)
             self.close()
-            return outcome if again == outcome else f"{outcome}, then {again}"
+            return again if outcome in (HUNG, again) else f"{outcome}, then {again}"
         return outcome
 
     def _once(self, what: bytes, data: bytes) -> str:
