@@ -6,6 +6,9 @@ import json
 import os
 import pwd
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from he_server.service import Service
 from he_server.storage.kek import new_kek_file
 from he_server.storage.store import Store
 from tests.audit_fixture import entry
+from tests.test_server_cli import Served
 
 DENIED = 1  #: exit code of PermissionDenied
 
@@ -178,6 +182,33 @@ def test_the_server_and_commands_write_at_the_same_time(tmp_path: Path, capsys: 
     folder.put(operator=[f"ours/{me()}"])
     assert main(folder.commands()["Fsck"]) == 0
     assert main(verifying) == 6, "and one that was begun anew"
+
+
+def test_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server, a client of its, and commands beside it, each a process of its own."""
+    folder = Folder(tmp_path, operator=[f"ours/{me()}"], owner=["local/loopback"])
+    serving = ["--data", str(folder.data), "--listen", "127.0.0.1:0", "--insecure", "--threads", "1"]
+    served = Served(*serving, "--kek", folder.kek, "--policies", str(folder.policies), "--operating-tenant", "ours")
+    try:
+        address = served.line().split()[-1]
+        listing = ["info", "notes", "--server", address, "--insecure"]
+        wanted = {("backup", str(folder.data), str(tmp_path / f"backup{number}")): 0 for number in range(3)}
+        wanted |= {("audit", "show", str(folder.data), "--kek", folder.kek): DENIED, tuple(listing): 3}
+        processes = {
+            command: subprocess.Popen([sys.executable, "-m", "he_client.cli", *command], stderr=subprocess.PIPE)
+            for command in wanted
+        }
+        said = {command: process.communicate(timeout=120)[1] for command, process in processes.items()}
+        assert {command: process.returncode for command, process in processes.items()} == wanted, said
+        assert served.end(signal.SIGTERM)[0] == 0
+    finally:
+        served.process.kill()
+        served.process.communicate()
+    assert main(["audit", "verify", str(folder.data)]) == 0
+    assert sorted((line["action"], line["allowed"]) for line in folder.said(capsys)) == [
+        *[("Backup", True)] * 3,
+        ("ReadAudit", False),
+    ]
 
 
 def test_a_changed_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -281,6 +281,12 @@ def test_the_policies_of_the_docs_load(tmp_path: Path) -> None:
     _written(tmp_path, groups, "groups.toml")
     policies = Policies.load(_written(tmp_path, cedar))
     assert policies.decide(_principal("maker"), "Search", Collection("acme", "notes", "ada")).allowed
+    (operating,) = (body for kind, body in blocks if kind == "toml" and body.startswith("operator"))
+    for path in READY_ROLES.glob("*.cedar"):
+        _written(tmp_path / "roles", path.read_text(), path.name)
+    policies = Policies.load(_written(tmp_path / "roles", operating, "groups.toml"))
+    for name, via, action in (("os:ada", "os", "Backup"), ("prometheus", "certificate", "ReadMetrics")):
+        assert policies.decide(_principal(tenant="local", name=name, via=via), action, Server("local")).allowed
     _written(tmp_path, quotas, "quotas.toml")
     assert read_quotas(tmp_path / "quotas.toml").shares(_principal())[0].quota.queries_per_collection == 200
 
