@@ -268,9 +268,9 @@ def test_quotas_bound_queries_and_collections(tmp_path: Path, key: CollectionKey
 
 
 def test_without_tls_everybody_on_the_machine_is_local(tmp_path: Path) -> None:
-    access = open_access(ServerConfig(data=tmp_path, insecure=True, no_audit=True))
-    access.require(Caller(), "DropCollection", Collection("local", "notes", "loopback"))
+    config = ServerConfig(data=tmp_path, insecure=True, no_audit=True, threads=1)
     stranger = Caller(Principal("eve", "rival", frozenset(), "certificate"))
-    with pytest.raises(NotFound):
-        access.require(stranger, "DropCollection", Collection("local", "notes", "loopback"))
-    access.close()
+    with Service(config, access=open_access) as service:
+        service.access.require(Caller(), "DropCollection", Collection("local", "notes", "loopback"))
+        with pytest.raises(NotFound):
+            service.access.require(stranger, "DropCollection", Collection("local", "notes", "loopback"))

@@ -23,7 +23,6 @@ from he_engine.errors import DamagedDataError, InvalidInput, TamperedDataError
 from he_server.access.access import Access, Caller
 from he_server.access.principals import Principal
 from he_server.access.resources import Server
-from he_server.audit.heads import replace_file
 from he_server.audit.keys import open_keys
 from he_server.audit.log import OPERATORS, AuditLog
 from he_server.config import ServerConfig
@@ -52,13 +51,18 @@ class Record:
 
 
 def record(config: ServerConfig) -> None:
-    """Writes it into the data folder, which this process has locked. Raises InvalidInput, and as storage does."""
+    """Writes it into the data folder, which this process has open. Raises InvalidInput, and as storage does."""
     policies = str(Path(config.policies).absolute()) if config.policies else ""
     now = Record(policies=policies, tenant=config.operating_tenant, audit=not config.no_audit)
     with contextlib.suppress(TamperedDataError):
         if _read(config.data) == now:
             return
-    replace_file(config.data / RECORD, (json.dumps(asdict(now), indent=1) + "\n").encode())
+    with files.NewFile(config.data / "incoming") as file:  # what a crash leaves there is removed
+        file.append((json.dumps(asdict(now), indent=1) + "\n").encode())
+        file.sync()
+        file.publish(config.data / RECORD)
+    with files.storage_errors("syncing"):
+        files.sync_folder(config.data)
 
 
 def require(data: Path, action: str) -> None:
