@@ -291,6 +291,14 @@ def test_the_policies_of_the_docs_load(tmp_path: Path) -> None:
     assert read_quotas(tmp_path / "quotas.toml").shares(_principal())[0].quota.queries_per_collection == 200
 
 
+@pytest.mark.parametrize("nested", ["[" * 2000, "(" * 2000 + "true" + ")" * 2000, "1 + " * 20_000 + "1 == 1"])
+def test_what_would_end_the_process_is_refused(tmp_path: Path, nested: str) -> None:
+    """Cedar's parser recurses: it would take the server with it."""
+    text = f'@id("deep") permit (principal, action, resource) when {{ {nested} }};'
+    with pytest.raises(InvalidInput, match=r"mine.cedar:1: got (brackets nested|a policy of)"):
+        Policies.load(_written(tmp_path, text))
+
+
 # ---- commands ----------------------------------------------------------------------------------------------
 def _ran(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
     code = main(["policy", *map(str, arguments)])

@@ -29,6 +29,9 @@ PACKAGED = Path(__file__).with_name("policies")
 READY_ROLES = PACKAGED / "roles"  #: policies of the groups owner, writer, searcher, operator and auditor
 OWN_TENANT = PACKAGED / "own-tenant.cedar"  #: loaded before every folder
 
+#: Of one policy. Cedar parses by recursion: 2,000 brackets in each other, or 32 KiB of `1+1+…`, end the process.
+MAX_POLICY_CHARACTERS, MAX_DEPTH = 8192, 32
+
 _STRING_COMMENT_OR_END = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|;', re.DOTALL)
 _BLANK = re.compile(r"(?:\s|//[^\n]*)*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -106,6 +109,7 @@ def _text(path: Path) -> str:
 def _policies(path: Path, schema: cedarpy.Schema) -> Iterator[SourcePolicy]:
     for line, text in _split(_text(path)):
         where = f"{path.name}:{line}"
+        _require_bounded(where, text)
         policy_id = _id_of(where, text)
         result = cedarpy.validate_policies(text, schema)
         if not result.validation_passed:
@@ -123,6 +127,16 @@ def _split(text: str) -> Iterator[tuple[int, str]]:
         first = blank.end() if blank else start
         if first < end:
             yield text.count("\n", 0, first) + 1, text[first:end]
+
+
+def _require_bounded(where: str, text: str) -> None:
+    if len(text) > MAX_POLICY_CHARACTERS:
+        raise InvalidInput(f"{where}: got a policy of {len(text)} characters, expected at most {MAX_POLICY_CHARACTERS}")
+    depth = 0
+    for bracket in re.findall(r"[](){}[]", _STRING_COMMENT_OR_END.sub("", text)):
+        depth += 1 if bracket in "([{" else -1
+        if depth > MAX_DEPTH:
+            raise InvalidInput(f"{where}: got brackets nested more than {MAX_DEPTH} deep")
 
 
 def _id_of(where: str, text: str) -> str:
