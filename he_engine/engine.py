@@ -93,6 +93,13 @@ class ClientEngine(Protocol):
         TamperedDataError or ResidueError for bytes that are no index of this segment.
         """
 
+    def fingerprint_again(self, segment: Any, index: Buffer) -> bytes:
+        """A new fingerprint of a stored segment, to be sealed, with weights of its own; tenseal: empty.
+
+        segment: from `load`. index: the bytes of its index part, whose digest the caller has checked. Raises
+        TamperedDataError for bytes that are no index.
+        """
+
     def load(self, encrypted: EncryptedRows) -> Segment:
         """Prepare to recover (from `setup` directly, or from downloaded and unsealed parts; `index` unused)."""
 

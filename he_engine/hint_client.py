@@ -172,13 +172,28 @@ class HintClient(Secret):
         index: the bytes of its index part, whose digest the caller has checked. Raises TamperedDataError for a wrong
         length or residue, and for rows that no admitted vectors have: the index belongs to another seed or key.
         """
+        blocks = self._blocks(segment, index)
+        return self._encoding.decoded(self._cipher.decrypt(segment.seed, blocks), segment.rows)
+
+    def fingerprint_again(self, segment: HintSegment, index: Buffer) -> bytes:
+        """A new fingerprint of a stored segment, with a fresh salt and so fresh weights: what answers are verified with
+        from then on. It decrypts nothing and encrypts nothing.
+
+        index: the bytes of its index part, whose digest the caller has checked: whatever they are, this fingerprint
+        vouches for them, and a ciphertext that was altered is one, too. Raises TamperedDataError for a wrong length or
+        a residue that is not canonical.
+        """
+        return self._cipher.fingerprint_again(segment.seed, segment.fingerprint.salt, self._blocks(segment, index))
+
+    def _blocks(self, segment: HintSegment, index: Buffer) -> U32:
+        """(K, stack). Raises TamperedDataError."""
         expected = segment.blocks * self.index_bytes_per_block
         if memoryview(index).nbytes != expected:
             raise TamperedDataError(f"index: got {memoryview(index).nbytes} bytes, expected {expected}")
         blocks = np.frombuffer(index, "<u4").reshape(segment.blocks, *self._stack)
         if self._checker.first_noncanonical(blocks.reshape(segment.blocks, self._poly[0], -1)) >= 0:
             raise TamperedDataError("index: a residue is not canonical")
-        return self._encoding.decoded(self._cipher.decrypt(segment.seed, blocks), segment.rows)
+        return blocks
 
     def _block_secrets(self, seed: bytes, first: int, count: int) -> U32:
         return self._cipher.block_secrets(seed, first, count)

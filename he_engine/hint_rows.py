@@ -114,6 +114,27 @@ class RowCipher(Secret):
             list(pool.map(decrypt, self._shares(len(blocks))))
         return out
 
+    def fingerprint_again(self, seed: bytes, before: bytes, blocks: U32) -> bytes:
+        """salt ‖ F of blocks (K, stack) that are stored, with weights of a fresh salt; nothing is decrypted.
+
+        `before`: the salt of the fingerprint that this one replaces. It enters the new one, so that they differ
+        whatever the generator does.
+        """
+        p = self._p
+        salt = self._key.hedged_seed("fingerprint again", self._id, seed, before)
+
+        def weigh(groups: Sequence[slice]) -> U32:
+            total = np.zeros((verify.CHECKS, *self._stack), np.uint32)
+            for group in groups:
+                count = group.stop - group.start
+                weights = verify.weights(self._key, self._kernel, p, self._id, seed, salt, group.start, count)
+                total = verify.add([total, verify.sums_of(blocks[group], weights, p)], p)
+            return total
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            parts = list(pool.map(weigh, self._shares(len(blocks))))
+        return salt + verify.add(parts, p).tobytes()
+
     def _zeros(self, seed: bytes, noise_key: bytes, first: int, count: int) -> U32:
         """b° = a·s + e of blocks first … first + count − 1. Secret: it must not leave the process."""
         p = self._p

@@ -25,7 +25,7 @@ from he_engine.engine import Buffer
 from he_engine.errors import ResidueError
 from he_engine.kernels._client import ClientKernel
 from he_engine.keys import RootKey, Secret
-from he_engine.params import Parameters
+from he_engine.params import TILE, Parameters
 from he_engine.public import keystream
 
 U32 = NDArray[np.uint32]
@@ -70,6 +70,17 @@ def weights(
         key.derive("fingerprint weights", collection_id, seed, salt), count * per_block, first * per_block
     )
     return kernel.expand_weights(stream.reshape(shape))
+
+
+def sums_of(blocks: U32, w: U32, parameters: Parameters) -> U32:
+    """F of blocks b (K, stack) that are encrypted already, with their weights w (K, m, P, B): (m, stack)."""
+    primes = np.array(parameters.ring.primes, np.uint64).reshape(-1, 1, 1, 1)
+    total = np.zeros((CHECKS, *blocks.shape[1:]), np.uint64)
+    for block, drawn in zip(blocks, w, strict=True):
+        slots = np.repeat(drawn, parameters.stride, axis=-1)  # of every plane: slot j has weight ⌊j/g⌋
+        total += block * slots.reshape(*drawn.shape[:2], -1, 1, TILE).astype(np.uint64)  # < 2^31 + 2^62
+        total %= primes
+    return total.astype(np.uint32)
 
 
 def left_side(kernel: ClientKernel, sums: U32, ciphertext: U32) -> U32:

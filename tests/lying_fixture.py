@@ -72,6 +72,37 @@ def lying_client() -> Iterator[tuple[Client, LyingTransport]]:
         yield client, transport
 
 
+@contextmanager
+def dying(transport: LyingTransport, fatal: int, after: bool) -> Iterator[list[int]]:
+    """The client dies at its n-th call to the server, or when that was answered. The list has an entry if it did."""
+
+    class Killed(BaseException):
+        pass
+
+    honest, calls = transport.honest, [0]
+    ended: list[int] = []
+
+    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == fatal and not after:
+                raise Killed
+            result = method(*arguments, **options)
+            if calls[0] == fatal:
+                raise Killed
+            return result
+
+        return call
+
+    transport.call, transport.stream = counted(honest.call), counted(honest.stream)  # type: ignore[method-assign]
+    try:
+        yield ended
+    except Killed:
+        ended.append(calls[0])
+    finally:
+        transport.call, transport.stream = honest.call, honest.stream  # type: ignore[method-assign]
+
+
 def forget_parts(client: Client) -> None:
     """Collections opened from now on fetch every part from the server."""
     client._cache = PartCache(None)

@@ -67,14 +67,15 @@ class Derivations:
 
     def of(self, client: HintClient, rows: np.ndarray) -> dict[str, bytes]:
         self.seen.clear()
-        client.setup(rows)
+        encrypted = client.setup(rows)
+        client.fingerprint_again(client.load(encrypted), encrypted.index)
         client.query(rows[0])
         return dict(self.seen)
 
 
 LABELS = {
     "row noise", "block secrets", "fingerprint weights", "query secret", "seed of rows", "seed of fingerprint",
-    "seed of query",
+    "seed of fingerprint again", "seed of query",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from he_client.upkeep.compaction import groups
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.compaction_fixture import DIM, FULL_ROWS, before, contents, make, segments, shrink_segments
 from tests.conftest import unit_rows
-from tests.lying_fixture import lying_client
+from tests.lying_fixture import dying, lying_client
 from tests.sdk_fixture import connect, grpc_address
 
 
@@ -259,9 +259,6 @@ def test_an_end_at_any_call(key: CollectionKey, rng: np.random.Generator, after:
     """The client dies at its n-th call to the server, or when that was answered; for every n. The next one goes on."""
     rows = unit_rows(rng, 4 * 500, DIM)
 
-    class Killed(BaseException):
-        pass
-
     def run(fatal: int) -> bool:
         with lying_client() as (client, transport):
             made = make(client, key)
@@ -269,33 +266,14 @@ def test_an_end_at_any_call(key: CollectionKey, rng: np.random.Generator, after:
                 made.insert(range(500 * i, 500 * i + 500), rows[500 * i : 500 * i + 500], ["p"] * 500)
             made.delete(range(0, 2000, 7))
             want = contents(made, rows[:1])
-            honest, calls = transport.honest, [0]
-
-            def counted(method: Callable[..., Any]) -> Callable[..., Any]:
-                def call(*arguments: Any, **options: Any) -> Any:
-                    calls[0] += 1
-                    if calls[0] == fatal and not after:
-                        raise Killed
-                    result = method(*arguments, **options)
-                    if calls[0] == fatal:
-                        raise Killed
-                    return result
-
-                return call
-
-            transport.call, transport.stream = counted(honest.call), counted(honest.stream)  # type: ignore[method-assign]
-            try:
+            with dying(transport, fatal, after) as ended:
                 made.compact()
-                ended = False
-            except Killed:
-                ended = True
-            transport.call, transport.stream = honest.call, honest.stream  # type: ignore[method-assign]
             reader = client.open_collection("c", key=key)
             assert contents(reader, rows[:1]) == want
             reader.compact()
             assert [deleted for _, deleted in segments(reader)] == [0] * 2
             assert contents(reader, rows[:1]) == want
-            return ended
+            return bool(ended)
 
     calls = 1
     while run(calls):

@@ -14,7 +14,7 @@ import pytest
 
 from he_client import Client, Collection, CollectionKey, HesearchError, ScoreReleaseWarning
 from he_client.cli import main
-from he_client.released import Released, budget
+from he_client.released import Released, budget, index_digest
 from he_engine.params import Parameters
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.conftest import unit_rows
@@ -82,9 +82,9 @@ def test_only_blocks_whose_scores_are_returned_count(tmp_path: Path, rows: np.nd
         (entry,) = collection._state.manifest.message.segments
         assert entry.blocks == 2
         assert collection._released.most(entry) == DIM
-        assert collection._released._counts[entry.segment_id] == {0: DIM, 1: DIM}
+        assert collection._released._counts[index_digest(entry)] == {0: DIM, 1: DIM}
         assert warned(collection, rows[0], k=17)
-        assert collection._released._counts[entry.segment_id] == {0: DIM + 1, 1: DIM + 1}
+        assert collection._released._counts[index_digest(entry)] == {0: DIM + 1, 1: DIM + 1}
 
 
 def test_counts_last_in_a_folder_until_rows_are_encrypted_anew(tmp_path: Path, rows: np.ndarray) -> None:
@@ -111,6 +111,18 @@ def test_counts_last_in_a_folder_until_rows_are_encrypted_anew(tmp_path: Path, r
         collection.reseal(other, journal=tmp_path / "journal", progress=False)
     with Client(data, state=state) as client:
         assert not warned(client.open_collection("c", key=other), rows[:DIM])
+
+
+def test_a_new_fingerprint_does_not_begin_a_new_budget(tmp_path: Path, rows: np.ndarray) -> None:
+    """The ciphertexts and their secrets are the same ones."""
+    for state in (None, tmp_path / "state"):
+        with opened(tmp_path / f"data {state is None}", rows, state=state) as collection:
+            assert not warned(collection, rows[:DIM])
+            before = collection._state.manifest.message.segments[0].segment_id
+            assert collection.reseal_fingerprints(everything=True, progress=False).rebuilt == 1
+            assert before != collection._state.manifest.message.segments[0].segment_id
+            assert warned(collection, rows[0])
+            assert collection.compact(progress=False).rewritten == 1
 
 
 def test_as_an_error_it_is_a_limit(tmp_path: Path, rows: np.ndarray) -> None:
@@ -152,13 +164,13 @@ def test_nothing_but_counts_is_kept(tmp_path: Path, rows: np.ndarray) -> None:
         collection.search(rows[[0, 1, 20]], k=3)
         (entry,) = collection._state.manifest.message.segments
     (kept,) = (tmp_path / "state").glob("*.released")
-    assert kept.name == f"{entry.segment_id.hex()}.released"
+    assert kept.name == f"{index_digest(entry).hex()}.released"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert np.frombuffer(kept.read_bytes(), "<u4").tolist() == [2, 1]
 
 
 def test_threads_and_objects_share_a_folder(tmp_path: Path) -> None:
-    segment = pb.SegmentEntry(segment_id=b"s" * 32, blocks=3)
+    segment = pb.SegmentEntry(blocks=3, parts=[pb.Part(kind=pb.PART_KIND_INDEX, sha256=b"s" * 32)])
 
     def count(released: Released) -> None:
         for _ in range(200):
@@ -170,20 +182,20 @@ def test_threads_and_objects_share_a_folder(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert np.fromfile(tmp_path / f"{segment.segment_id.hex()}.released", "<u4").tolist() == [1200, 0, 600]
+    assert np.fromfile(tmp_path / f"{index_digest(segment).hex()}.released", "<u4").tolist() == [1200, 0, 600]
     assert Released(tmp_path).most(segment) == 1200
     assert Released(tmp_path).add({}) == 0
     assert Released(None).most(segment) == 0
 
 
 def test_files_that_were_cut_count_from_zero_and_full_ones_stay(tmp_path: Path) -> None:
-    segment = pb.SegmentEntry(segment_id=b"s" * 32, blocks=2)
-    path = tmp_path / f"{segment.segment_id.hex()}.released"
+    segment = pb.SegmentEntry(blocks=2, parts=[pb.Part(kind=pb.PART_KIND_INDEX, sha256=b"s" * 32)])
+    path = tmp_path / f"{index_digest(segment).hex()}.released"
     path.write_bytes(b"\x05\0\0\0\x01")
     assert Released(tmp_path).most(segment) == 5
-    assert Released(tmp_path).add({(segment.segment_id, 1): 1}) == 2
+    assert Released(tmp_path).add({(index_digest(segment), 1): 1}) == 2
     path.write_bytes(b"\xff" * 8)
-    assert Released(tmp_path).add({(segment.segment_id, 0): 1}) == (1 << 32) - 1
+    assert Released(tmp_path).add({(index_digest(segment), 0): 1}) == (1 << 32) - 1
 
 
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:

@@ -20,7 +20,16 @@ from he_client.pins import Pins
 from he_client.progress import progress_bar
 from he_client.rejections import Rejections
 from he_client.released import Released, ScoreReleaseWarning, budget
-from he_client.results import CompactReport, Hit, Payload, RepairReport, ResealReport, RowId, SearchReport
+from he_client.results import (
+    CompactReport,
+    FingerprintReport,
+    Hit,
+    Payload,
+    RepairReport,
+    ResealReport,
+    RowId,
+    SearchReport,
+)
 from he_client.rows import check_ids, encode_payloads
 from he_client.searching import Searcher
 from he_client.segments import Segment, SegmentStore, split
@@ -28,6 +37,7 @@ from he_client.signing import Writer
 from he_client.state import MAX_REBASES, State
 from he_client.transport import Remote
 from he_client.upkeep.compaction import Compactor
+from he_client.upkeep.fingerprints import Refingerprinter
 from he_client.upkeep.repair import Repairer
 from he_client.upkeep.reseal import Resealer
 from he_client.verdicts import raised_last
@@ -203,8 +213,7 @@ class Collection:
 
     def compact(self, *, progress: bool | None = None) -> CompactReport:
         """Make few full segments of small and of mostly deleted ones, here: rows are downloaded, decrypted, and
-        encrypted anew; ids, payloads and encoded vectors stay as they are. So are segments whose fingerprint has
-        rejected so many answers that it may verify no more (he_client.rejections), and those of which more answers were
+        encrypted anew; ids, payloads and encoded vectors stay as they are. So are segments of which more answers were
         released than the budget (he_client.released).
 
         Each group of segments is one commit, so a call that ended early, in whatever way, goes on where it stopped
@@ -214,14 +223,28 @@ class Collection:
         """
         self._require_open()
         with self._compacting:
-            report = Compactor(self._state, self._store, self._engine, SEGMENT_BYTES, self._worn).run(progress)
+            report = Compactor(self._state, self._store, self._engine, SEGMENT_BYTES, self._spent).run(progress)
         self._warned = False
         return report
 
-    def _worn(self, entry: pb.SegmentEntry) -> bool:
+    def _spent(self, entry: pb.SegmentEntry) -> bool:
         """Whether a segment must be encrypted anew, although it is full and lives."""
-        spent = self._budget is not None and self._released.most(entry) > self._budget
-        return spent or self._rejections.worn(entry)
+        return self._budget is not None and self._released.most(entry) > self._budget
+
+    def reseal_fingerprints(self, *, everything: bool = False, progress: bool | None = None) -> FingerprintReport:
+        """New fingerprints, with fresh weights, for the segments whose fingerprint has rejected so many answers that it
+        verifies no more (he_client.rejections); `everything`: for all of them, if one may have leaked, say.
+
+        Nothing is encrypted anew: segments are downloaded, compared with their digests, and stored again with another
+        fingerprint, one commit each. A call that ended early goes on where it stopped when it is repeated, but with
+        `everything`, which then begins anew. Everybody may read and write meanwhile; he_client.upkeep.fingerprints
+        says how. progress: a bar on stderr; None: when that is a terminal.
+        Raises InvalidInput (the engine `tenseal` verifies nothing), TamperedDataError (what was downloaded is not what
+        was stored; that segment stays as it is), Conflict, Unavailable.
+        """
+        self._require_open()
+        with self._compacting:
+            return Refingerprinter(self._state, self._store, self._rejections.worn).run(everything, progress)
 
     def reseal(
         self, new_key: RootKey, *, journal: str | os.PathLike[str], progress: bool | None = None

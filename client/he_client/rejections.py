@@ -1,8 +1,8 @@
 """How many answers were rejected with each fingerprint: after MAX of them it verifies none.
 
 A wrong answer passes with probability at most 2^-82 or so, and each rejection tells the server that one guess was wrong
-(docs/scheme.md): the bound on their number is what makes the sum small. Compaction rewrites the segments that have
-reached it, under a fresh seed with fresh weights.
+(docs/scheme.md): the bound on their number is what makes the sum small. `hesearch reseal --fingerprint` gives segments
+that have reached it a new fingerprint, with fresh weights, for which counting begins at 0.
 
 In memory, counts last as long as the client; in a folder, beyond, and processes share them: a file of as many bytes.
 """
@@ -38,7 +38,7 @@ class Rejections:
         if any(map(self.worn, entries)):
             raise TamperedAnswerError(
                 f"answer: {MAX:,} were rejected with a fingerprint of this collection, so it verifies no more; the "
-                "server lies or is broken; `hesearch compact` rewrites the rows with a new one"
+                "server lies or is broken; `hesearch reseal --fingerprint` makes a new one"
             )
 
     def worn(self, entry: pb.SegmentEntry) -> bool:

@@ -5,7 +5,9 @@ queries, whoever has the index finds the secret of the block. The budget is d an
 its rows are encrypted anew, by compaction or reseal, and counting begins at 0. An answer of a block is released when
 `search` returns at least one score of it; what ranking has thrown away is not. Nothing is counted under `exact`.
 
-In memory, counts last as long as the client; in a folder, beyond, and processes share them: a file for each segment, of
+Counts belong to ciphertexts, by the digest of a segment's index: a segment that gets a new fingerprint keeps them.
+
+In memory, counts last as long as the client; in a folder, beyond, and processes share them: a file for each index, of
 one number of 32 bits for each block. They are not synced: a power loss may take some away.
 """
 
@@ -19,12 +21,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from he_client.parts import part_of
 from he_engine.errors import HesearchError
 from he_engine.params import Parameters, Profile
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
 
-Block = tuple[bytes, int]  #: a segment's id, and the number of one of its blocks
+Block = tuple[bytes, int]  #: the digest of a segment's index, and the number of one of its blocks
 
 _COUNT = struct.Struct("<I")
 _MOST = (1 << 32) - 1
@@ -36,6 +39,13 @@ class ScoreReleaseWarning(UserWarning):
     Filter it as other warnings: `warnings.simplefilter("error", ScoreReleaseWarning)` makes `search` raise it, and
     return nothing, where it would go over the budget.
     """
+
+
+def index_digest(entry: pb.SegmentEntry) -> bytes:
+    """By which a segment's answers are counted."""
+    part = part_of(entry, pb.PART_KIND_INDEX)
+    assert part is not None
+    return part.sha256
 
 
 def budget(parameters: wire.PublicParameters) -> int | None:
@@ -51,7 +61,7 @@ class Released:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._counts: dict[bytes, dict[int, int]] = {}  # by segment, by block; without a folder
+        self._counts: dict[bytes, dict[int, int]] = {}  # by index, by block; without a folder
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -59,20 +69,20 @@ class Released:
         """So many answers more for each of these blocks. Returns the largest count that one of them has now, or 0.
 
         Raises HesearchError where the folder cannot be written."""
-        segments: dict[bytes, dict[int, int]] = {}
-        for (segment_id, block), number in answers.items():
-            segments.setdefault(segment_id, {})[block] = number
-        return max((self._add(segment_id, blocks) for segment_id, blocks in segments.items()), default=0)
+        indexes: dict[bytes, dict[int, int]] = {}
+        for (index, block), number in answers.items():
+            indexes.setdefault(index, {})[block] = number
+        return max((self._add(index, blocks) for index, blocks in indexes.items()), default=0)
 
-    def _add(self, segment_id: bytes, blocks: Mapping[int, int]) -> int:
+    def _add(self, index: bytes, blocks: Mapping[int, int]) -> int:
         if self._folder is None:
             with self._lock:
-                counts = self._counts.setdefault(segment_id, {})
+                counts = self._counts.setdefault(index, {})
                 for block, number in blocks.items():
                     counts[block] = counts.get(block, 0) + number
                 return max(counts[block] for block in blocks)
         with self._errors():
-            descriptor = os.open(self._path(segment_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 return max(_count(descriptor, block, number) for block, number in blocks.items())
@@ -83,15 +93,15 @@ class Released:
         """The largest count of any block of this segment."""
         if self._folder is None:
             with self._lock:
-                return max(self._counts.get(entry.segment_id, {}).values(), default=0)
+                return max(self._counts.get(index_digest(entry), {}).values(), default=0)
         with self._errors():
-            path = self._path(entry.segment_id)
+            path = self._path(index_digest(entry))
             raw = path.read_bytes() if path.exists() else b""
         return max((count for (count,) in _COUNT.iter_unpack(raw[: len(raw) // _COUNT.size * _COUNT.size])), default=0)
 
-    def _path(self, segment_id: bytes) -> Path:
+    def _path(self, index: bytes) -> Path:
         assert self._folder is not None
-        return self._folder / f"{segment_id.hex()}.released"
+        return self._folder / f"{index.hex()}.released"
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -58,6 +58,16 @@ class CompactReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FingerprintReport:
+    """What `reseal_fingerprints` did."""
+
+    version: int  #: of the manifest
+    segments: int
+    rebuilt: int  #: segments that verify with a new fingerprint
+    uploaded_bytes: int  #: of them, as they were stored again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveReport:
     """What was exported or imported."""
 

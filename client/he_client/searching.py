@@ -16,7 +16,7 @@ from he_client.arrival import HEAD_BYTES, Collector, Group, grouped
 from he_client.manifest import Manifest
 from he_client.metrics import Space
 from he_client.rejections import Rejections
-from he_client.released import Block, Released
+from he_client.released import Block, Released, index_digest
 from he_client.results import Hit, SearchReport
 from he_client.segments import Segment, SegmentStore
 from he_client.transport import Remote
@@ -230,7 +230,7 @@ class Searcher:
         for place in best(near, k):
             number = int(np.searchsorted(starts, rows[place], "right")) - 1
             segment, row = segments[number], int(rows[place] - starts[number])
-            blocks.add((segment.id, row // self._engine.rows_per_block))
+            blocks.add((index_digest(segment.entry), row // self._engine.rows_per_block))
             score = float(near[place])
             hits.append(
                 Hit(

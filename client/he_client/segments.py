@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -90,6 +90,26 @@ class SegmentStore:
         encrypted = self._engine.setup_encoded(rows.encoded, advance)
         return self._pack(encrypted, rows.ids, rows.squares, rows.payloads)
 
+    def fingerprint_again(self, segment: Segment) -> tuple[Segment, Contents]:
+        """The same segment, part for part, but for its fingerprint, which has fresh weights; nothing is sent.
+
+        Downloads the others, and uses none that does not match its digest in the manifest: a new fingerprint vouches
+        for the bytes that it is made of, and ciphertexts that were altered are ciphertexts. Raises TamperedDataError,
+        NotFound (the segment was retired), Unavailable.
+        """
+        entry, index = segment.entry, self._parts.download(segment.entry, pb.PART_KIND_INDEX)
+        rest = (part.kind for part in entry.parts if part.kind not in (pb.PART_KIND_INDEX, pb.PART_KIND_FINGERPRINT))
+        contents: Contents = {pb.PART_KIND_INDEX: index} | {kind: self._parts.fetch(entry, kind) for kind in rest}
+        encrypted = EncryptedRows(
+            rows=entry.rows,
+            blocks=entry.blocks,
+            index=index,
+            hint=bytes(contents[pb.PART_KIND_HINT]),
+            seed=segment.table.seed,
+            fingerprint=self._engine.fingerprint_again(segment.engine, index),
+        )
+        return self._described(encrypted, segment.table, contents)
+
     def _pack(
         self,
         encrypted: EncryptedRows,
@@ -104,9 +124,12 @@ class SegmentStore:
             pb.PART_KIND_INDEX: encrypted.index,
             pb.PART_KIND_HINT: encrypted.hint,
             pb.PART_KIND_ROWS: seal(self._key, ROWS, self._aad(ROWS), table.to_bytes()),
-            pb.PART_KIND_FINGERPRINT: b"",
             pb.PART_KIND_PAYLOADS: b"".join(sealed),
         }
+        return self._described(encrypted, table, contents)
+
+    def _described(self, encrypted: EncryptedRows, table: RowTable, contents: Contents) -> tuple[Segment, Contents]:
+        """A segment of these parts, with its fingerprint, which is sealed here; without the empty ones."""
         if encrypted.fingerprint:
             fingerprint = seal(self._key, FINGERPRINT, self._aad(FINGERPRINT), encrypted.fingerprint)
             contents[pb.PART_KIND_FINGERPRINT] = fingerprint
@@ -190,11 +213,13 @@ class SegmentStore:
         """What `open` would have to download."""
         return sum(p.length_bytes for p in entry.parts if p.kind in _NEEDED and not self._cache.has(p.sha256))
 
-    def forget(self, segment: Segment) -> None:
-        """The segment has left the manifest: nothing of it is kept in memory."""
+    def forget(self, segment: Segment, live: Iterable[pb.SegmentEntry] = ()) -> None:
+        """The segment has left the manifest: nothing of it is kept, but for parts that `live` ones have, too."""
         self._engine.release(segment.engine)
+        kept = {part.sha256 for entry in live for part in entry.parts}
         for part in segment.entry.parts:
-            self._cache.forget(part.sha256)
+            if part.sha256 not in kept:
+                self._cache.forget(part.sha256)
 
     def payload(self, segment: Segment, row: int, columns: Mapping[bytes, bytes]) -> Payload | None:
         """The payload of one row.

@@ -84,6 +84,13 @@ class State:
                         ) from None
             raise Conflict(f"collection {self._name!r}: changes faster than it can be read; try again")
 
+    def require_retired(self, segment_ids: Iterable[bytes]) -> None:
+        """After a NotFound that concerned one of them. Raises TamperedDataError where all are live still."""
+        self.refresh()
+        live = {entry.segment_id for entry in self.manifest.message.segments}
+        if live.issuperset(segment_ids):
+            raise TamperedDataError(f"collection {self._name!r}: the server no longer has a segment of its manifest")
+
     def _read(self) -> Manifest:
         response = self._remote.call("ReadManifest", pb.ReadManifestRequest(context=self._remote.context))
         if response.collection_id != self.manifest.collection_id:
@@ -145,7 +152,7 @@ class State:
                 self._place_again(known.values())
                 raise TamperedDataError("manifest: an id is live in two rows")
             for segment_id in self._open.keys() - entries.keys():
-                self._store.forget(known[segment_id])
+                self._store.forget(known[segment_id], entries.values())
             self._open = {segment_id: known[segment_id] for segment_id in entries}
             self.current = (manifest, tuple(self._open.values()))
             self._pins.pin(self._name, manifest)

@@ -27,11 +27,18 @@ def leaked(reader: Collection) -> NDArray[np.uint32]:
     return sums.reshape(verify.CHECKS, len(PARAMETERS.ring.primes), -1)
 
 
-def unseen(sums: NDArray[np.uint32]) -> list[int]:
-    """γ ≠ 0 at the first four slots, modulo the first prime: Σ F·γ = 0 in each sum, by Cramer's rule."""
-    rows = [[int(value) for value in check[0, :SLOTS]] for check in sums]
+def unseen(sums: NDArray[np.uint32], first: int = 0) -> list[int]:
+    """γ ≠ 0 at slots that are folded into the four from `first` on, modulo the first prime: Σ F·γ = 0 in each sum.
+
+    At slots that are folded into one, three sums over up to three blocks leave only changes that no answer shows."""
+    return unseen_by(sums[:, 0, first * PARAMETERS.stride :: PARAMETERS.stride], PARAMETERS.ring.primes[0])
+
+
+def unseen_by(factors: NDArray[np.uint32], prime: int) -> list[int]:
+    """x ≠ 0 of four places: Σ factors·x = 0 modulo the prime for each of three rows of them, by Cramer's rule."""
+    rows = [[int(value) for value in row[:SLOTS]] for row in factors]
     minors = [_determinant([[*row[:i], *row[i + 1 :]] for row in rows]) for i in range(SLOTS)]
-    return [(-1) ** i * minor % PARAMETERS.ring.primes[0] for i, minor in enumerate(minors)]
+    return [(-1) ** i * minor % prime for i, minor in enumerate(minors)]
 
 
 def _determinant(m: list[list[int]]) -> int:
@@ -43,11 +50,12 @@ def _determinant(m: list[list[int]]) -> int:
     )
 
 
-def adding(change: list[int]) -> Tell:
-    """The honest answer to the query with `change` added to its first slots."""
+def adding(change: list[int], first: int = 0) -> Tell:
+    """The honest answer to the query with `change` added to it, as `unseen` gave it."""
 
     def altered(query: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        query[0, : len(change)] += np.array(change, np.uint64)
+        slots = query[0, first * PARAMETERS.stride :: PARAMETERS.stride]
+        slots[: len(change)] += np.array(change, np.uint64)  # one plane: slots lie in order
         return query
 
     def tell(call: Call) -> Iterable[Any]:

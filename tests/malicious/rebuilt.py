@@ -1,4 +1,5 @@
-"""Lies about blocks that are offered to a compaction, a reseal or an export; about what was acknowledged."""
+"""Lies about blocks that are offered to a compaction, new fingerprints, a reseal or an export; about what was
+acknowledged."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from he_engine.errors import Conflict, HesearchError, NotFound, RollbackError
 from he_proto.v1 import hesearch_pb2 as pb
 from tests.malicious.lies import lie
 from tests.malicious.manifests import flipped, other_length
-from tests.malicious.parts import DATA, PART, Change, other_segment, part, twin_segment, zeroed
+from tests.malicious.parts import DATA, KINDS, PART, Change, other_segment, part, twin_segment, zeroed
 from tests.malicious.pieces import refusal
 from tests.malicious.server import Call
 from tests.malicious.world import PARAMETERS
@@ -49,10 +50,13 @@ BLOCKS: dict[str, Change] = {
     "zeros": zeroed,
     "another length": other_length,
 }
-for scene in ("compact", "reseal", "export"):
+for scene in ("compact", "fingerprints", "reseal", "export"):
     for how, change in BLOCKS.items():
         lie(f"blocks offered to {scene}: {how}", scene, PART, DATA, part=pb.PART_KIND_INDEX)(part(change))
-lie("payloads offered to compact: bits flipped", "compact", PART, DATA, part=pb.PART_KIND_PAYLOADS)(part(flipped))
+for scene in ("compact", "fingerprints"):
+    for what, kind in KINDS.items():
+        if what == "payloads" or scene == "fingerprints":
+            lie(f"{what} offered to {scene}: bits flipped", scene, PART, DATA, part=kind)(part(flipped))
 
 
 @lie("another segment described to an export", "export", "DescribeSegment", DATA)

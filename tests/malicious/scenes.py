@@ -124,6 +124,18 @@ def compact(stage: Stage, _: np.random.Generator, hasty: bool) -> None:
     require(stage.world.found(SCRAPS), stage.world.expected[SCRAPS])
 
 
+def fingerprints(stage: Stage, _: np.random.Generator, hasty: bool) -> None:
+    """The same segments under new fingerprints; as those of a client that has just come."""
+    with stage.client(hasty=hasty) as client:
+        opened = stage.open(client, SCRAPS)
+        try:
+            opened.reseal_fingerprints(everything=True, progress=False)
+        finally:
+            stage.world.watch.know(opened)
+        require(exact(opened.search(stage.world.queries[:1], k=EVERYTHING)), stage.world.expected[SCRAPS])
+    require(stage.world.found(SCRAPS), stage.world.expected[SCRAPS])
+
+
 def reseal(stage: Stage, _: np.random.Generator, hasty: bool) -> None:
     """Everything under a new key."""
     key = CollectionKey.generate()
@@ -165,17 +177,25 @@ SCENES: dict[str, Scene] = {
     "open pinned": open_pinned,
     "two clients": two_clients,
     "compact": compact,
+    "fingerprints": fingerprints,
     "reseal": reseal,
     "export": export,
     "write": write,
 }
-CHANGES = {"compact": SCRAPS, "reseal": SCRAPS, "export": SCRAPS, "write": LEDGER}  #: what a scene may change
+CHANGES = {  #: what a scene may change
+    "compact": SCRAPS,
+    "fingerprints": SCRAPS,
+    "reseal": SCRAPS,
+    "export": SCRAPS,
+    "write": LEDGER,
+}
 
 
 @contextlib.contextmanager
 def watched(world: World) -> Iterator[None]:
-    """Every decryption is counted and compared, at the engine's own entries: of an answer, and of an index."""
-    recover, decrypt = HintClient._recover_one, HintClient.decrypt
+    """Every decryption is counted and compared, at the engine's own entries: of an answer, and of an index. So is every
+    index that a new fingerprint vouches for."""
+    recover, decrypt, vouch = HintClient._recover_one, HintClient.decrypt, HintClient.fingerprint_again
     watch = world.watch
 
     def recovering(self: HintClient, query: Any, segment: Any, answer: Any) -> Any:
@@ -185,14 +205,19 @@ def watched(world: World) -> Iterator[None]:
             watch.counts["wrong answers"] += 1
         return recover(self, query, segment, answer)
 
-    def decrypting(self: HintClient, segment: Any, index: Any) -> Any:
-        watch.counts["indexes"] += 1
-        if watch.indexes.get(segment.seed) != digest(memoryview(index)):
-            watch.counts["wrong indexes"] += 1
-        return decrypt(self, segment, index)
+    def using(use: Callable[[HintClient, Any, Any], Any]) -> Any:
+        def counted(self: HintClient, segment: Any, index: Any) -> Any:
+            watch.counts["indexes"] += 1
+            if watch.indexes.get(segment.seed) != digest(memoryview(index)):
+                watch.counts["wrong indexes"] += 1
+            return use(self, segment, index)
 
-    HintClient._recover_one, HintClient.decrypt = recovering, decrypting  # type: ignore[method-assign]
+        return counted
+
+    HintClient._recover_one = recovering  # type: ignore[method-assign]
+    HintClient.decrypt, HintClient.fingerprint_again = using(decrypt), using(vouch)  # type: ignore[method-assign]
     try:
         yield
     finally:
         HintClient._recover_one, HintClient.decrypt = recover, decrypt  # type: ignore[method-assign]
+        HintClient.fingerprint_again = vouch  # type: ignore[method-assign]

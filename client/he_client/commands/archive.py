@@ -11,7 +11,7 @@ from he_client.commands.common import Subparsers, add_command, add_key, add_serv
 from he_client.commands.key_paths import key_path
 from he_client.durable import new_file
 from he_client.results import RepairReport
-from he_engine.errors import AlreadyExists
+from he_engine.errors import AlreadyExists, InvalidInput
 
 SHOWN_IDS = 10  #: of lost rows, where nothing is changed
 
@@ -60,12 +60,16 @@ def add_reseal(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers, "reseal", _reseal,
         "encrypt a collection again under a new key, so that the old one opens it no more; repeat it where it was "
-        "interrupted. Backups, archives and other copies made before still open with the old key.",
+        "interrupted. Backups, archives and other copies made before still open with the old key. With --fingerprint: "
+        "no new key, but new fingerprints, where so many answers were rejected that the old ones verify no more",
         "notes --key notes.key --new-key notes-2.key --server 127.0.0.1:50051 --insecure",
     )  # fmt: skip
     parser.add_argument("name")
     add_key(parser)
-    parser.add_argument("--new-key", type=key_path, required=True, help="its new key file; `hesearch keygen` makes one")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--new-key", type=key_path, help="its new key file; `hesearch keygen` makes one")
+    what.add_argument("--fingerprint", action="store_true", help="new fingerprints for those that verify no more")
+    parser.add_argument("--all", action="store_true", help="with --fingerprint: new ones for all segments")
     parser.add_argument("--new-passphrase-file", type=Path, help="the same as --passphrase-file, for the new key")
     parser.add_argument(
         "--journal", type=Path, help="what is done already; default: the new key file's name with .reseal after it"
@@ -74,6 +78,10 @@ def add_reseal(subparsers: Subparsers) -> None:
 
 
 def _reseal(arguments: argparse.Namespace) -> int:
+    if arguments.fingerprint:
+        return _reseal_fingerprints(arguments)
+    if arguments.all:
+        raise InvalidInput("--all: got it with --new-key, expected --fingerprint; a new key is for all segments anyway")
     key = load_key(arguments)
     new = argparse.Namespace(
         key=arguments.new_key, passphrase_file=arguments.new_passphrase_file, key_program=arguments.key_program
@@ -87,6 +95,19 @@ def _reseal(arguments: argparse.Namespace) -> int:
         f"{counted(done.segments, 'segment')}, {done.made} encrypted now, {done.reused} before. Copies made before "
         "still open with the old key."
     )
+    return report(arguments, asdict(done), text)
+
+
+def _reseal_fingerprints(arguments: argparse.Namespace) -> int:
+    if arguments.journal or arguments.new_passphrase_file:
+        raise InvalidInput("--journal, --new-passphrase-file: got one with --fingerprint, expected --new-key")
+    key = load_key(arguments)
+    with connect(arguments) as client:
+        collection = client.open_collection(arguments.name, key=key, payloads="direct")
+        done = collection.reseal_fingerprints(everything=arguments.all)
+    text = f"{arguments.name}: {done.rebuilt} of {counted(done.segments, 'segment')} verified by a new fingerprint"
+    if not done.rebuilt and not arguments.all:
+        text += "; none verifies no more, as far as this client counted (--all makes new ones all the same)"
     return report(arguments, asdict(done), text)
 
 

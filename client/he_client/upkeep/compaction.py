@@ -3,9 +3,9 @@
 Which. A segment is small when it has room for twice its rows (index below half of SEGMENT_BYTES), and half-dead when
 over half of its rows are deleted. Each holds under half of a full segment's live rows, so they are packed, in the
 manifest's order and first fit, into groups that fill one new segment. A group of two or more is rewritten; alone is
-one that is half-dead, or whose fingerprint (he_client.rejections) or secrets (he_client.released) served too
-often; a small one alone would gain nothing. Hence at most one segment stays small, a second compaction does nothing,
-and stored rows are at most twice the live ones.
+one that is half-dead, or whose secrets served too often (he_client.released); a small one alone would gain nothing.
+Hence at most one segment stays small, a second compaction does nothing, and stored rows are at most twice the live
+ones.
 
 How. For each group: download, decrypt, encrypt under a fresh seed, upload, and one commit that puts the new segment
 in the place of the old ones. In memory are one downloaded index and its rows, or the new index and its rows: about
@@ -34,7 +34,7 @@ from he_client.rows import Rows
 from he_client.segments import Segment, SegmentStore
 from he_client.state import State
 from he_engine.engine import Advance, ClientEngine
-from he_engine.errors import NotFound, TamperedDataError
+from he_engine.errors import NotFound
 from he_proto.v1 import hesearch_pb2 as pb
 
 
@@ -52,13 +52,13 @@ class _Source:
 
 
 def groups(
-    entries: Iterable[pb.SegmentEntry], full_rows: int, worn: Callable[[pb.SegmentEntry], bool] = lambda _: False
+    entries: Iterable[pb.SegmentEntry], full_rows: int, spent: Callable[[pb.SegmentEntry], bool] = lambda _: False
 ) -> list[list[pb.SegmentEntry]]:
-    """What to rewrite together; `full_rows`: of a full segment; `worn`: whether one must be, even alone."""
+    """What to rewrite together; `full_rows`: of a full segment; `spent`: whether one must be, even alone."""
     packed: list[tuple[int, list[pb.SegmentEntry]]] = []
     for entry in entries:
         live = entry.rows - len(entry.deleted_rows)
-        if 2 * entry.rows >= full_rows and not _half_dead(entry) and not worn(entry):
+        if 2 * entry.rows >= full_rows and not _half_dead(entry) and not spent(entry):
             continue
         for number, (rows, members) in enumerate(packed):
             if rows + live <= full_rows:
@@ -66,7 +66,7 @@ def groups(
                 break
         else:
             packed.append((live, [entry]))
-    return [members for _, members in packed if len(members) > 1 or _half_dead(members[0]) or worn(members[0])]
+    return [members for _, members in packed if len(members) > 1 or _half_dead(members[0]) or spent(members[0])]
 
 
 def _half_dead(entry: pb.SegmentEntry) -> bool:
@@ -82,9 +82,9 @@ class Compactor:
         store: SegmentStore,
         engine: ClientEngine,
         segment_bytes: int,
-        worn: Callable[[pb.SegmentEntry], bool],
+        spent: Callable[[pb.SegmentEntry], bool],
     ) -> None:
-        self._worn = worn
+        self._spent = spent
         self._state = state
         self._store = store
         self._full_rows = max(1, segment_bytes // engine.index_bytes_per_block) * engine.rows_per_block
@@ -96,7 +96,7 @@ class Compactor:
         self._state.refresh()
         before = self._state.manifest.message.segments
         first = {entry.segment_id for entry in before}
-        total = sum(_live(group) for group in groups(before, self._full_rows, self._worn))
+        total = sum(_live(group) for group in groups(before, self._full_rows, self._spent))
         with progress_bar(progress, total, "compact", "rows") as advance:
             while group := self._next(first):
                 try:
@@ -118,7 +118,7 @@ class Compactor:
         manifest, segments = self._state.current
         opened = {segment.id: segment for segment in segments}
         old = (entry for entry in manifest.message.segments if entry.segment_id in first)
-        left = groups(old, self._full_rows, self._worn)
+        left = groups(old, self._full_rows, self._spent)
         return [
             _Source(entry, opened[entry.segment_id], np.setdiff1d(np.arange(entry.rows), entry.deleted_rows))
             for entry in (left[0] if left else [])
@@ -148,10 +148,7 @@ class Compactor:
         try:
             return Rows.joined([self._store.rows(source.segment, source.kept) for source in group])
         except NotFound:
-            self._state.refresh()
-            live = {entry.segment_id for entry in self._state.manifest.message.segments}
-            if all(source.entry.segment_id in live for source in group):
-                raise TamperedDataError("the server no longer has a segment of its manifest") from None
+            self._state.require_retired(source.entry.segment_id for source in group)
             raise _Gone from None
 
 

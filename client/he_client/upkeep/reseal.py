@@ -24,7 +24,7 @@ from he_client.stored import header_of, is_stored
 from he_client.transport import Remote
 from he_client.upkeep.reseal_journal import Resealed, ResealJournal, open_journal
 from he_engine.engine import Advance
-from he_engine.errors import Conflict, NotFound, TamperedDataError, WrongKeyError
+from he_engine.errors import Conflict, NotFound, WrongKeyError
 from he_engine.keys import RootKey
 from he_proto.v1 import hesearch_pb2 as pb
 
@@ -119,9 +119,7 @@ class Resealer:
         try:
             rows = self._old_store.rows(segment, kept)
         except NotFound:
-            self._state.refresh()
-            if any(e.segment_id == entry.segment_id for e in self._state.manifest.message.segments):
-                raise TamperedDataError("the server no longer has a segment of its manifest") from None
+            self._state.require_retired([entry.segment_id])
             raise Conflict("a segment was retired meanwhile") from None
         made, contents = store.build_again(rows, advance)
         store.upload(made, contents)
