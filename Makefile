@@ -34,20 +34,21 @@ single-use: .venv/dev.stamp
 test-large: .venv/dev.stamp
 	$(BIN)/python -m pytest -m large $(ARGS)
 
-# Figures of docs/benchmarks.md. A file that is there is not measured again: delete it, or the folder, to do so. What
-# cannot be measured here fails alone, and the report says so. The committed ones, and docs/benchmarks.md, anew:
+# Figures of docs/benchmarks.md and overhead.md. A file that is there is not measured again: delete it, or the folder, to
+# do so. What cannot be measured here fails alone, and the pages say so. The committed ones, and both pages, anew:
 #     rm -f docs/figures/*.json && make bench BENCH=docs/figures
 PROFILES := compact exact precise
-REPORT := $(if $(filter docs/figures,$(BENCH:/=)),docs/benchmarks.md,$(BENCH)/benchmarks.md)
+PAGES := $(if $(filter docs/figures,$(BENCH:/=)),docs,$(BENCH))
 STEPS := $(foreach p,$(PROFILES),$(addprefix overhead_$p,.json _100k_2t.json _1m_1t.json _1m_2t.json _avx2.json) \
 	icd_$p.json service_$p.json) concurrency_compact.json concurrency_exact.json \
-	wire.json at_rest.json scaling.json pareto.json approximate.json kernels.json
+	layers_compact.json layers_exact.json wire.json at_rest.json scaling.json pareto.json approximate.json kernels.json
 OVERHEAD = $(BIN)/python -m benchmarks.overhead --dim 512 --profile $* --json $@
 PLAIN := --peers numpy faiss
 
 bench: .venv/dev.stamp
 	-@$(MAKE) --keep-going --no-print-directory bench-figures
-	$(BIN)/python -m benchmarks.report $(BENCH) $(REPORT)
+	$(BIN)/python -m benchmarks.report $(BENCH) $(PAGES)/benchmarks.md
+	$(BIN)/python -m benchmarks.layers_page $(BENCH) $(PAGES)/overhead.md
 	$(BIN)/python -m benchmarks.table $(BENCH)
 	@cd $(BENCH) && ls $(STEPS) >/dev/null
 
@@ -74,6 +75,8 @@ $(BENCH)/service_%.json: | .venv/dev.stamp $(BENCH)
 	$(BIN)/python -m benchmarks.service --rows 1000000 --dim 512 --threads 1 --profile $* --json $@
 $(BENCH)/concurrency_%.json: | .venv/dev.stamp $(BENCH)
 	$(BIN)/python -m benchmarks.concurrency --rows 100000 --dim 512 --threads 1 --profile $* --json $@
+$(BENCH)/layers_%.json: | .venv/dev.stamp $(BENCH)
+	$(BIN)/python -m benchmarks.layers --rows 100000 --dim 512 --profile $* --json $@
 $(BENCH)/pareto.json: | .venv/dev.stamp $(BENCH)
 	$(BIN)/python -m benchmarks.pareto --rows 100000 --dim 512 --json $@
 $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)

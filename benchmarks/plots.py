@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md: figures of a run → SVG files, the same bytes from the same figures."""
+"""The plots of docs/benchmarks.md and overhead.md: figures → SVG files, the same bytes from the same figures."""
 
 from __future__ import annotations
 
@@ -94,6 +94,25 @@ def concurrency(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("ms a query")
     panels[0][-1].legend()
+    _save(pyplot, figure, path)
+
+
+def layers(runs: Sequence[Mapping[str, Any]], goal: float, path: Path) -> None:
+    """A bar for each step of benchmarks.layers, with the 95 % of its ratio; one panel a run. Dotted: the goal."""
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(5.5 * len(runs) + 1, 4), sharey=True, squeeze=False)
+    for panel, run in zip(panels[0], runs, strict=True):
+        steps = list(run["steps"].values())
+        plain, ratios = steps[0]["median_s"] * 1e3, _values(steps, "ratio_to_plain")
+        ends = (_values(steps, "ratio_to_plain_low"), _values(steps, "ratio_to_plain_high"))
+        errors = [[plain * abs(ratio - end) for ratio, end in zip(ratios, side, strict=True)] for side in ends]
+        labels = [name if name == "plain" else f"+ {name.replace('_', ' ')}" for name in run["steps"]]
+        panel.barh(labels, [plain * ratio for ratio in ratios], xerr=errors, color="C0", ecolor="0.3", capsize=3)
+        panel.axvline(goal * plain, linestyle=":", color="C3", label=f"{goal} × plain")
+        panel.set(xlabel="ms a query", title=run["arguments"]["profile"], xlim=(0, None))
+        panel.grid(alpha=0.3, axis="x")
+    panels[0][0].invert_yaxis()
+    panels[0][-1].legend(loc="lower left")
     _save(pyplot, figure, path)
 
 

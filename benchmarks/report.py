@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots, sections
+from benchmarks.layers import GOAL
 from benchmarks.markdown import FOLDER, Figures, Run, table
 from benchmarks.sections import PROFILES
 
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Callable[[Run], list[str]]] = {
     "The wire": sections.wire,
     "Cold start": sections.cold,
     "Encryption at rest": sections.at_rest,
+    "The layers around a search": sections.layers,
     "Growth": sections.growth,
     "The plan": sections.plan,
     "Other encryption": sections.encrypted_peers,
@@ -63,6 +65,8 @@ GOALS: list[tuple[str, bool, tuple[float | None, ...], tuple[str, Callable[[Figu
      ("concurrency_{}", lambda figures, _: figures["batch"].get("32", {}).get("times_faster_than_alone"))),
     ("… 32 callers at once", False, (1.8, 1.8, None),
      ("concurrency_{}", lambda figures, _: figures["concurrent"].get("32", {}).get("times_faster_than_alone"))),
+    ("query with TLS, policies, audit log and verification ÷ without", True, (GOAL, GOAL, None),
+     ("layers_{}", lambda figures, _: figures.get("ratio_goal"))),
     ("encryption, rows/s a core", False, (100_000, 50_000, 50_000), _overhead("", "encrypt_rows_per_s")),
     ("hint, bytes a row", True, (40, 140, 140), _overhead("", "hint_bytes_per_row")),
     ("slowest ÷ fastest ns a row, sizes past the cache", True, (1.2,) * 3, ("scaling", _flatness)),
@@ -103,11 +107,11 @@ def goals(run: Run) -> list[str]:
     ]
 
 
-def machine(run: Run) -> list[str]:
-    """Every machine and set of versions that a file of the run names."""
+def machine(run: Run, prefix: str = "") -> list[str]:
+    """Every machine and set of versions that a file of the run names; of files whose name begins so."""
     seen: dict[str, list[str]] = {}
     for name, figures in run.everything().items():
-        if "machine" in figures:
+        if name.startswith(prefix) and "machine" in figures:
             m: dict[str, Any] = figures["machine"] | {k: v for k, v in figures.get("versions", {}).items() if v}
             kernels = ", ".join(m.pop("kernel_targets"))
             said = f"{m.pop('cpu')}, {m.pop('cores')} cores, {m.pop('memory_gb')} GB; kernels for {kernels}; "
@@ -155,6 +159,8 @@ def draw(folder: Path) -> None:
         plots.strides(scaling["strides"], folder / "strides.svg")
     if runs := [figures[name] for name in figures if name.startswith("concurrency_")]:
         plots.concurrency(runs, folder / "concurrency.svg")
+    if runs := [figures[name] for name in sorted(figures, reverse=True) if name.startswith("layers_")]:
+        plots.layers(runs, GOAL, folder / "layers.svg")
     if pareto := figures.get("pareto"):
         plots.pareto(pareto["points"], folder / "pareto.svg")
 

@@ -208,6 +208,28 @@ def at_rest(run: Run) -> list[str]:
     ]
 
 
+def layers(run: Run) -> list[str]:
+    runs = run.found(*(f"layers_{profile}" for profile in PROFILES))
+    a = next(iter(runs.values()))["arguments"]
+
+    def row(f: Figures) -> list[str]:
+        steps = f["steps"]
+        wanted = (steps["verification"]["median_s"], f["ratio_goal"], steps["observing"]["median_s"], f["ratio_all"])
+        times = (ms(steps["plain"]["median_s"]), ms(wanted[0]), number(wanted[1]), ms(wanted[2]), number(wanted[3]))
+        return [f"`{f['arguments']['profile']}`", *times]
+
+    header = [
+        "", "no layer, ms", "TLS, identity, policies, audit log, verification, ms", "÷",
+        "quotas, encryption at rest, metrics, log, traces as well, ms", "÷",
+    ]  # fmt: skip
+    return [
+        f"A whole query, {a['rows']:,} × {a['dim']}, encrypted in every column. [overhead.md](overhead.md) has it "
+        "layer by layer, with intervals.",
+        *table(header, map(row, runs.values())),
+        *commands("layers", runs.values()),
+    ]
+
+
 def cold(run: Run) -> list[str]:
     runs = run.found(*(f"service_{profile}" for profile in PROFILES))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -33,9 +34,17 @@ CHANNEL_OPTIONS = (*wire.CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 
 # ---- processes -----------------------------------------------------------------------------------------------
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[str, int]]:
-    """(address, pid) of a server process that prints `listening on ADDRESS`; ended, by its pid, afterwards."""
-    with subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True) as started:
+def process(*arguments: str, log: Path | None = None) -> Iterator[tuple[str, int]]:
+    """(address, pid) of a server process that prints `listening on ADDRESS`; ended, by its pid, afterwards.
+
+    log: a file for what it says on stderr; default: where this process's goes.
+    """
+    with (
+        log.open("wb") if log else contextlib.nullcontext() as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as started,
+    ):
         assert started.stdout is not None
         try:
             line = started.stdout.readline()
@@ -48,8 +57,13 @@ def process(*arguments: str) -> Iterator[tuple[str, int]]:
 
 def serve(folder: Path, threads: int) -> tuple[str, ...]:
     """Arguments for `process`: our server of a data folder, which refuses nobody."""
-    here = ("he_server", "--data", str(folder), "--listen", "127.0.0.1:0", "--insecure")
-    return (*here, "--threads", str(threads), "--max-scans", "1000", "--max-answers", "1000")
+    return ("he_server", "--insecure", *serve_flags(folder, threads))
+
+
+def serve_flags(folder: Path, threads: int) -> tuple[str, ...]:
+    """Of `hesearch serve` on a free port of loopback, all but who may call."""
+    where = ("--data", str(folder), "--listen", "127.0.0.1:0", "--threads", str(threads))
+    return (*where, "--max-scans", "1000", "--max-answers", "1000")
 
 
 def rss_bytes(pid: int, kind: str) -> int:

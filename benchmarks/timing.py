@@ -19,6 +19,7 @@ class Timing:
     median_s: float
     minimum_s: float
     maximum_s: float
+    times_s: tuple[float, ...]  #: in the order of the rounds
 
 
 def alternate(candidates: Mapping[Name, Callable[[], object]], rounds: int, *, threads: int = 1) -> dict[Name, Timing]:
@@ -37,4 +38,4 @@ def alternate(candidates: Mapping[Name, Callable[[], object]], rounds: int, *, t
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    return {name: Timing(statistics.median(t), min(t), max(t)) for name, t in times.items()}
+    return {name: Timing(statistics.median(t), min(t), max(t), tuple(t)) for name, t in times.items()}

@@ -210,6 +210,7 @@ def test_a_report_has_what_was_measured_and_says_what_was_not(folder: Path) -> N
     missing = re.findall(r"## ([\w ]+)\n\nNot measured in this run: (\S+) is missing", text)
     assert dict(missing) == {
         "Precision on real data": "icd_compact.json",
+        "The layers around a search": "layers_compact.json",
         "The plan": "pareto.json",
         "Approximate plaintext indexes": "approximate.json",
         "Instructions": "kernels.json",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, table
+from benchmarks import layers_page, report, table
 from he_client.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +28,12 @@ def test_the_report_is_the_measured_one() -> None:
         pytest.skip("docs/benchmarks.md is not written yet")
     measured = report.render(ROOT / "docs" / "figures", "figures")
     assert written.read_text() == measured, "run `python -m benchmarks.report docs/figures`"
+
+
+def test_the_page_of_layers_is_the_measured_one() -> None:
+    measured = layers_page.render(ROOT / "docs" / "figures", "figures")
+    written = (ROOT / "docs" / "overhead.md").read_text()
+    assert written == measured, "run `python -m benchmarks.layers_page docs/figures`"
 
 
 def test_links_lead_somewhere() -> None:
