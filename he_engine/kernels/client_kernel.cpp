@@ -25,13 +25,23 @@ void expand_secrets(const Ring& ring, size_t count, const uint64_t* keystream, u
                   reinterpret_cast<int32_t*>(scratch));
 }
 
-// keystream (count, P, B) -> floor(w * q_p / 2^64).
+// keystream (count, P, B) -> floor(w * q_p / 2^64). With w = high * 2^32 + low that is the high word of
+// high * q + floor(low * q / 2^32) < 2^32 * q < 2^63. Short vectors would gain nothing over the scalar product.
 void expand_weights(const Ring& ring, size_t count, const uint64_t* keystream, uint32_t* out) {
-  const size_t rows = ring.rows();
-  for (size_t row = 0; row < count * ring.layout.primes; ++row) {
+  constexpr size_t lanes = Vector::lanes;
+  const size_t rows = ring.rows(), whole = lanes < 8 ? 0 : rows / lanes * lanes;
+  for (size_t row = 0; row < count * ring.layout.primes; ++row, keystream += rows, out += rows) {
     const uint32_t q = ring.layout.moduli[row % ring.layout.primes].q;
-    for (size_t r = 0; r < rows; ++r)
-      *out++ = static_cast<uint32_t>(static_cast<unsigned __int128>(*keystream++) * q >> 64);
+    const Vector all_q = Vector::broadcast(q);
+    size_t r = 0;
+    for (; r < whole; r += lanes) {
+      Vector low = Vector::load(keystream + r), high = Vector::load(keystream + r + lanes / 2);
+      unzip(low, high);
+      const Wide<Vector> below = mul(low, all_q, all_q), above = mul(high, all_q, all_q);
+      store(out + r, high_words({add64(above.first, high64(below.first)),
+                                 add64(above.second, high64(below.second))}));
+    }
+    for (; r < rows; ++r) out[r] = static_cast<uint32_t>(static_cast<unsigned __int128>(keystream[r]) * q >> 64);
   }
 }
 
