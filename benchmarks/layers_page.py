@@ -39,7 +39,7 @@ WORK = """
   computed; no part of the answer leaves before it is on the disk ([audit.md](audit.md)).
 * **Verification.** The client derives secret weights for every residue of the answer and compares their sum with that
   of query and fingerprint ([scheme.md](scheme.md), section 4), a group of segments at a time, while later ones
-  arrive. Nothing is decrypted before. This is the one layer whose work grows with the rows.
+  arrive. Nothing is decrypted before. Its work and that of TLS grow with the rows; the others' does not.
 * **Quotas.** Calls, queries and bytes are counted in memory; the file that makes them last is written once in a
   hundredth of a quota.
 * **Encryption at rest.** Indexes are decrypted when the server starts, and searched in memory like others. Lines of
@@ -130,9 +130,11 @@ def _body(run: Run) -> list[str]:
         f"searches of one vector, k = 10, over gRPC on loopback, with warm caches, {a['threads']} computing "
         f"thread{'s'[: a['threads'] - 1]} a server. They take turns, {a['rounds']} rounds in the same order; a time "
         "is a median of the rounds, an interval 95 % of bootstraps over the rounds (the same draws for every row, so "
-        f"that what slows a whole round down counts for little). Before that, {hits:,} hits were compared with "
-        "those without any layer: the same, with bit-identical scores under `exact`. Client and servers share "
-        "the machine, and the network has no delay: where it has, all of this is a smaller part.",
+        "that what slows a whole round down counts for little). The intervals do not have in them what differs between "
+        "server processes, such as where their memory lies: one that is below zero is no gain, but shows how much that "
+        f"is. Before the rounds, {hits:,} hits were compared with those without any layer: the same, with "
+        "bit-identical scores under `exact`. Client and servers share the machine, and the network has no delay: where "
+        "it has, all of this is a smaller part.",
         "",
         "Clients always verify, and no option turns that off. For the rows without it, the benchmark puts nothing in "
         "the place of the one check, in its own process; lengths, places and ranges of residues are checked in every "
