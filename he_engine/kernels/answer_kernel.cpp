@@ -5,6 +5,7 @@
 
 #include "batch.hpp"
 #include "dot.hpp"
+#include "few.hpp"
 
 namespace he {
 namespace {
@@ -15,6 +16,8 @@ void answer(const Layout& layout, const uint32_t* blocks, size_t block_count, co
             size_t query_count, uint32_t* out, AnswerScratch* scratch) {
   if (query_count == 1)
     dot(layout, layout.stride, blocks, block_count, queries[0], out);
+  else if (query_count <= kFewQueries && layout.stride >= kTile)
+    few(layout, blocks, block_count, queries, query_count, out);
   else
     Batch<Vector>(layout, blocks, block_count, queries, query_count, out, *new (scratch) BatchScratch).answer();
 }
