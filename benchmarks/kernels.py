@@ -93,7 +93,9 @@ def calls(profile: str, target: str) -> Iterator[Call]:
     answer = _answer.AnswerKernel(ring.log_n, ring.primes, p.stride, planes, target)
     blocks = residues(many, *stack)
     for count in 1, 2, 32:
-        name, unit = (f"answer {count} queries", "coordinate and query") if count > 1 else ("answer 1 query", "coordinate")
+        name, unit = f"answer {count} queries", "coordinate and query"
+        if count == 1:
+            name, unit = "answer 1 query", "coordinate"
         queries, out = residues(count, *stack), np.empty((count, many, primes, rows), np.uint32)
         yield call(name, unit, count * many * rows * DIM, answer.answer, blocks, queries, out)
     flat = blocks.reshape(many, primes, -1)
