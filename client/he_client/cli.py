@@ -15,6 +15,7 @@ from he_client.commands import health as health_command
 from he_client.commands import key as key_commands
 from he_client.commands import maintenance as maintenance_commands
 from he_client.commands import plan as plan_command
+from he_client.commands import protect as protect_commands
 from he_client.released import ScoreReleaseWarning
 from he_engine.errors import (
     AlreadyExists,
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_drop(subparsers)
     commands.add_trust(subparsers)
     plan_command.add_plan(subparsers)
+    protect_commands.add_protect_commands(subparsers)
     commands.add_demo(subparsers)
     return parser
 

@@ -1,4 +1,4 @@
-"""What the verbs of `hesearch key` have in common: reading keys, and writing new ones under a lock."""
+"""What the verbs of `hesearch key` and `protect` have in common: reading keys, and writing new ones under a lock."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ PASSPHRASE_FILE = "--passphrase-file"
 
 
 def add_verb(
-    verbs: Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+    verbs: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    example: str,
+    of: str = "key",
 ) -> argparse.ArgumentParser:
     parser = add_command(verbs, name, run, text, example)
-    parser.epilog = f"example:\n  hesearch key {name} {example}"
+    parser.epilog = f"example:\n  hesearch {of} {name} {example}"
     return parser
 
 

@@ -49,7 +49,7 @@ class Recognisers:
         """Raises InvalidInput unless all of these can be found."""
         for entity in entities:
             if entity == PERSON and entity not in self.entities:
-                raise InvalidInput("PERSON: patterns find no names; give Recognisers(names=…), or a model")
+                raise InvalidInput("PERSON: patterns find no names; give a list of names, or a model")
             if entity not in self.entities:
                 raise InvalidInput(f"entity: got {entity}, expected one of {', '.join(sorted(self.entities))}")
 
