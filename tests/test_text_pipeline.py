@@ -200,6 +200,10 @@ def test_bad_steps_and_texts() -> None:
         ("DATE_TIME", "on <14 March 1956>"),
         ("DATE_TIME", "on <March 14th, 1956>"),
         ("DATE_TIME", "am <14. März 1956>"),
+        ("DATE_TIME", "review on <14 March>"),
+        ("DATE_TIME", "am <3. Okt.> wieder"),
+        ("DATE_TIME", "stroke in <May 2019>"),
+        ("DATE_TIME", "on <March 3rd>"),
     ],
 )  # fmt: skip
 def test_what_patterns_find(entity: str, text: str) -> None:
@@ -211,7 +215,7 @@ def test_what_patterns_find(entity: str, text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["BP 120/80, HR 72, 98.6 F", "pain 5/10", "C50.9 and E11.65", "take 3.5 mg 3/day", "Hb 13.2 g/dl, WBC 11.4",
-     "219099999 cells", "Anna Meyer lives in Köln"],
+     "219099999 cells", "bed 2 may march in 12 marches", "Anna Meyer lives in Köln"],
 )  # fmt: skip
 def test_what_patterns_leave(text: str) -> None:
     assert Pipeline([REDACT_ALL], PATTERNS)(text) == text

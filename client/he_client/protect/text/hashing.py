@@ -3,7 +3,7 @@
     hash = first letters of Argon2id(field ‖ normalised identifier, salt)       64 MiB, 3 passes, 4 lanes
 
 Identifiers are few: whoever has the salt hashes all of them and looks hashes up. Argon2id makes each guess cost a tenth
-of a second or so of a core, which delays that and does not prevent it: eight digits are a few months of one core. Take
+of a second or so of a core, which delays that and does not prevent it: eight digits are some months of one core. Take
 Pseudonyms wherever a key can be kept.
 """
 

@@ -41,9 +41,15 @@ _MONTHS = (
     "sep(?:t|tember)?|o[ck]t(?:ober)?|nov(?:ember)?|de[cz](?:ember)?"
 )
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
+_CAPITALS = (
+    r"(?-i:(?:Jan|Feb|Mar|Apr|Aug|Sept?|Oct|Okt|Nov|Dec|Dez)\b\.?|January|Januar|February|Februar|March|März|April|May|Mai|June|"
+    "Juni|July|Juli|August|September|October|Oktober|November|December|Dezember)"
+)
 _DATES = {
     "14 March 1956, 14. März 1956": rf"\b{_DAY}(?:st|nd|rd|th)?\.?\s(?:of\s)?(?:{_MONTHS})\.?,?\s\d{{4}}\b",
     "March 14, 1956": rf"\b(?:{_MONTHS})\.?\s{_DAY}(?:st|nd|rd|th)?,?\s\d{{4}}\b",
+    "14 March, 14. März": rf"\b{_DAY}(?:st|nd|rd|th)?\.?\s(?:of\s)?{_CAPITALS}(?!\w)",
+    "March 14, March 1956": rf"\b{_CAPITALS}\s(?:{_DAY}(?:st|nd|rd|th)?|\d{{4}})\b",
 }
 _RECORD_LABELS = (
     r"mrn|medical\srecord|(?:patient|case|chart|hospital|record)\s?(?:id|no\.?|number|nr\.?|\#)|"
