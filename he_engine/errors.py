@@ -99,6 +99,10 @@ class QuotaExceeded(HesearchError):
     """The caller has used up what a quota grants for now."""
 
 
+class BudgetExceeded(HesearchError):
+    """A privacy budget does not allow this release; nothing was spent and nothing released."""
+
+
 class ReadOnlyError(HesearchError):
     """A sync to the server's disk failed: it takes no writes until it is started again; searches go on."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from he_client.commands import archive as archive_commands
 from he_client.commands import common as commands
+from he_client.commands import dp as dp_commands
 from he_client.commands import health as health_command
 from he_client.commands import key as key_commands
 from he_client.commands import maintenance as maintenance_commands
@@ -19,6 +20,7 @@ from he_client.commands import protect as protect_commands
 from he_client.released import ScoreReleaseWarning
 from he_engine.errors import (
     AlreadyExists,
+    BudgetExceeded,
     Conflict,
     DamagedDataError,
     FormatVersionError,
@@ -44,6 +46,7 @@ EXIT_CODES: tuple[tuple[type[HesearchError], int], ...] = (
     (TamperedAnswerError, 6),
     (TamperedDataError, 6),
     (Unavailable, 8),
+    (BudgetExceeded, 10),
 )
 
 EPILOG = """\
@@ -53,6 +56,7 @@ exit codes:
   2  bad arguments, input or format   7  an optional package is missing
   3  no such collection or file       8  server unavailable
   4  exists, or changed by others     9  damaged: the server says so of what it stores; or an archive
+                                   10  more than a privacy budget allows; nothing was released
   (serve: 0 after SIGTERM or SIGINT, 1 when it could not start)
 
 examples:
@@ -62,6 +66,7 @@ examples:
   hesearch insert notes vectors.npy --ids ids.txt --key notes.key --server 127.0.0.1:50051 --insecure
   hesearch search notes query.npy --key notes.key --server 127.0.0.1:50051 --insecure
   hesearch plan --rows 1000000 --dim 768 --link-mbps 100
+  hesearch dp release vectors.npy noisy.npy --epsilon 1 --delta 1e-7 --budget patients.budget
   hesearch demo --query "sudden loss of vision in one eye"
 
 The passphrase of a key file is asked for, or read from the file named by --passphrase-file.
@@ -96,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_trust(subparsers)
     plan_command.add_plan(subparsers)
     protect_commands.add_protect_commands(subparsers)
+    dp_commands.add_dp(subparsers)
     commands.add_demo(subparsers)
     return parser
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from he_engine.errors import HesearchError, NotFound
+from he_engine.errors import AlreadyExists, HesearchError, NotFound
 
 
 @contextlib.contextmanager
-def new_file(target: Path, what: str) -> Iterator[BinaryIO]:
-    """A temporary file, which takes the name `target` when the block ends well and its bytes are on the disk."""
+def new_file(target: Path, what: str, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """A temporary file, which takes the name `target` when the block ends well and its bytes are on the disk.
+
+    replace False: raises AlreadyExists where there is such a name by then."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     with file_errors(target, what):
         try:
@@ -22,7 +24,10 @@ def new_file(target: Path, what: str) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.rename(target)
+            if replace:
+                temporary.rename(target)
+            else:
+                os.link(temporary, target)  # fails where the target exists, unlike rename
             sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -39,10 +44,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def file_errors(path: Path, what: str) -> Iterator[None]:
-    """What the system says becomes NotFound, or HesearchError with its words."""
+    """What the system says becomes NotFound, AlreadyExists, or HesearchError with its words."""
     try:
         yield
     except FileNotFoundError as error:
         raise NotFound(f"{what} {path}: {error.strerror}") from None
+    except FileExistsError:
+        raise AlreadyExists(f"{what} {path}: exists") from None
     except OSError as error:
         raise HesearchError(f"{what} {path}: {error.strerror}") from None
