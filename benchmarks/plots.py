@@ -144,3 +144,26 @@ def pareto(points: Sequence[Point], path: Path) -> None:
     trade.legend()
     panels[-1].legend()
     _save(pyplot, figure, path)
+
+
+def privacy(figures: Mapping[str, Any], path: Path) -> None:
+    """Of benchmarks.privacy: recall and accuracy against ε; dotted, what there is without noise."""
+    pyplot = _pyplot()
+    figure, (search, training) = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for panel, name, value, unit in (
+        (search, "retrieval", "recall_at_10", "dim"),
+        (training, "training", "accuracy", "rows"),
+    ):
+        for number, one in enumerate(dict.fromkeys(_values(figures[name], unit))):
+            points = _of(figures[name], **{unit: one})
+            noisy = [point for point in points if point["epsilon"] is not None]
+            label = f"{unit} = {one:,}"
+            panel.plot(_values(noisy, "epsilon"), _values(noisy, value), "o-", color=f"C{number}", label=label)
+            panel.axhline(_of(points, epsilon=None)[0][value], color=f"C{number}", ls=":")
+        panel.set(xscale="log", xlabel="ε", ylim=(0, 1.02))
+        panel.grid(alpha=0.3)
+        panel.legend()
+    search.set(ylabel="share", title="recall@10 of noisy embeddings")
+    training.axhline(figures["largest_class"], color="grey", ls="--")
+    training.set(title="accuracy (dashed: always the largest class)")
+    _save(pyplot, figure, path)
