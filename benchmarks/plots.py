@@ -161,6 +161,9 @@ def privacy(figures: Mapping[str, Any], path: Path) -> None:
             panel.plot(_values(noisy, "epsilon"), _values(noisy, value), "o-", color=f"C{number}", label=label)
             panel.axhline(_of(points, epsilon=None)[0][value], color=f"C{number}", ls=":")
         panel.set(xscale="log", xlabel="ε", ylim=(0, 1.02))
+        ticks = [epsilon for epsilon in dict.fromkeys(_values(figures[name], "epsilon")) if epsilon is not None]
+        panel.set_xticks(ticks, map(str, ticks))
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend()
     search.set(ylabel="share", title="recall@10 of noisy embeddings")

@@ -41,6 +41,19 @@ def test_known_values() -> None:
     assert 1 / largest_mu(1, 1e-6) == pytest.approx(4.22468, rel=1e-5) and classic > 5
 
 
+def test_opendps_own_bound_asks_for_more() -> None:
+    """Its proof, by zero-concentrated privacy, is of the very mechanism; ours is tighter, and not by too much."""
+    import opendp.prelude as dp
+
+    unit = 2.0**40
+    noise = dp.m.make_gaussian(dp.atom_domain(T="i64"), dp.absolute_distance(T="f64"), scale=unit / largest_mu(1, 1e-6))
+    more = dp.m.make_gaussian(
+        dp.atom_domain(T="i64"), dp.absolute_distance(T="f64"), scale=1.0725 * unit / largest_mu(1, 1e-6)
+    )
+    bounds = [dp.c.make_zCDP_to_approxDP(one).map(unit).epsilon(1e-6) for one in (noise, more)]
+    assert 1.05 < bounds[0] < 1.1 and bounds[1] == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("epsilon", "delta"),
     [(0, 1e-6), (-1, 1e-6), (math.nan, 1e-6), (math.inf, 1e-6), ("1", 1e-6), (True, 1e-6), (1e9, 1e-6),

@@ -7,7 +7,7 @@ continuous Gaussian's mass in [k − ½, k + ½], beyond it less than e^-2000: w
 calibration of calibration.py, guarantees holds here up to far less than SLACK. Rounding n values moves them apart by at
 most √n steps, which is added to the sensitivity.
 
-**Randomness** is OpenDP's, from the operating system. Nothing here takes a seed.
+**Randomness** is OpenSSL's, by OpenDP, seeded by the operating system, also after a fork. Nothing here takes a seed.
 """
 
 from __future__ import annotations
