@@ -65,7 +65,8 @@ def _training(figures: Figures) -> Iterator[str]:
     sizes = list(dict.fromkeys(point["rows"] for point in figures["training"]))
     yield (
         f"**Training.** The chapter of a code, one of 22, from the embedding of its title; "
-        f"{figures['largest_class']:.1%} of all rows are of the largest chapter. Accuracy on a fifth that was held out; balanced: mean over chapters."
+        f"{figures['largest_class']:.1%} of all rows are of the largest chapter. Accuracy on a fifth that was held "
+        "out; balanced: mean over chapters."
     )
     header = ["ε"]
     for size in sizes:

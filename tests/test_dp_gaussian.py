@@ -45,6 +45,7 @@ def test_opendps_own_bound_asks_for_more() -> None:
     """Its proof, by zero-concentrated privacy, is of the very mechanism; ours is tighter, and not by too much."""
     import opendp.prelude as dp
 
+    dp.enable_features("contrib")
     unit = 2.0**40
     noise = dp.m.make_gaussian(dp.atom_domain(T="i64"), dp.absolute_distance(T="f64"), scale=unit / largest_mu(1, 1e-6))
     more = dp.m.make_gaussian(
