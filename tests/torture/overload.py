@@ -2,11 +2,11 @@
 
     python -m tests.torture.overload --seed 1 --seconds 30
 
-With one search at a time (`--max-scans 1`), then with two (the default). First, unloaded: one call after the other.
-Then the capacity: the calls a second that as many callers get as there are places, each with the next call as soon as
-its last has its answer. Then the load: calls begin at random moments (a Poisson process) of OVER times that rate,
-whether or not earlier ones have ended. A call is a ready query, its answers drained; what asks shares the machine with
-the server, and its own delays are in the figures.
+With one search at a time (`--max-scans 1`), then with two (the default), ROUNDS times in turn: unloaded, one call after
+the other; the capacity, the calls a second that as many callers get as there are places, each with the next call as
+soon as its last has its answer; the load, calls that begin at random moments (a Poisson process) of OVER times that
+rate, whether or not earlier ones have ended. A call is a ready query, its answers drained; what asks shares the machine
+with the server, and its own delays are in the figures.
 
 JSON keys beside those of tests.torture.tally: `scans_1` and `scans_2`, each with `unloaded_s` and `accepted_s` (`p50`,
 `p99`), `ratio_p99` of the two, `refused_s` (`p50`, `p99`), `refused_share`, `capacity_per_s`, `offered_per_s`,
@@ -20,7 +20,7 @@ import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ ROWS, DIM = 200_000, 1024  #: a search takes some 25 ms of one thread, much more
 CHANNELS = 8
 SCANS = (1, 2)  #: `max_scans`; the second is the default
 OVER = 4
+ROUNDS = 5
 THREADS = 512  #: calls at the same time, at most
 
 
@@ -47,6 +48,11 @@ class Times:
     refused: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     other: list[str] = field(default_factory=list)  #: what went wrong besides
+
+    def __iadd__(self, more: Times) -> Times:
+        for mine in fields(self):
+            getattr(self, mine.name).extend(getattr(more, mine.name))
+        return self
 
 
 class Load:
@@ -109,25 +115,28 @@ class Load:
 def stages(
     address: str, messages: list[bytes], rng: np.random.Generator, seconds: float, *, callers: int
 ) -> dict[str, Any]:
-    """Unloaded and at capacity for a quarter of the time each, overloaded for half of it."""
+    """In each round unloaded and at capacity for a quarter of its time, overloaded for half of it: what the machine
+    does besides comes and goes, and is in all three."""
+    alone, busy, loaded = Times(), Times(), Times()
+    part = seconds / ROUNDS / 4
     with ThreadPoolExecutor(THREADS) as threads, closing(Load(address, messages, threads)) as load:
         load.closed(1, 0.5)  # warms up
-        unloaded = load.closed(1, seconds / 4)
-        busy = load.closed(callers, seconds / 4)
-        capacity = len(busy.accepted) / (seconds / 4)
-        loaded = load.open(rng, OVER * capacity, seconds / 2)
-    alone, accepted = percentiles(unloaded.accepted), percentiles(loaded.accepted)
+        for _ in range(ROUNDS):
+            alone += load.closed(1, part)
+            busy += (full := load.closed(callers, part))
+            loaded += load.open(rng, OVER * len(full.accepted) / part, 2 * part)
+    unloaded, accepted = percentiles(alone.accepted), percentiles(loaded.accepted)
     return {
-        "unloaded_s": alone,
+        "unloaded_s": unloaded,
         "accepted_s": accepted,
-        "ratio_p99": accepted["p99"] / alone["p99"],
+        "ratio_p99": accepted["p99"] / unloaded["p99"],
         "refused_s": percentiles(loaded.refused),
         "refused_share": len(loaded.refused) / len(loaded.late),
-        "capacity_per_s": capacity,
+        "capacity_per_s": len(busy.accepted) / (seconds / 4),
         "offered_per_s": len(loaded.late) / (seconds / 2),
         "accepted_per_s": len(loaded.accepted) / (seconds / 2),
         "late_s": percentiles(loaded.late),
-        "other": unloaded.other + busy.other + loaded.other,
+        "other": alone.other + busy.other + loaded.other,
     }
 
 

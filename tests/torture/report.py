@@ -147,10 +147,11 @@ TESTS = (
         lambda figures: _overload(figures["scans_1"]),
         lambda figures: _refuses(figures, "scans_1"),
         "Calls begin at random moments, whether or not earlier ones have ended, at four times the rate that callers "
-        "get who ask one call after the other, as many as there are places. What asks shares the machine, two cores, "
-        "with the server, which computes on one; its own delays are part of the figures. Two searches share passes "
-        "over memory: the server does more of them, each takes longer, and fewer callers have to come again. That is "
-        "the default; who wants the latency bound more than the throughput sets `max_scans = 1`.",
+        "get who ask one call after the other, as many as there are places; unloaded, busy and overloaded parts take "
+        "turns. What asks shares the machine, two cores, with the server, which computes on one; its own delays are "
+        "part of the figures. Two searches share passes over memory: the server does more of them, each takes longer, "
+        "and fewer callers have to come again. That is the default; who wants the latency bound more than the "
+        "throughput sets `max_scans = 1`.",
     ),
     Test(
         "four times overload, two at a time (the default)",
