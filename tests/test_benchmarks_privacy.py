@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import privacy, privacy_page
 from benchmarks.markdown import Run
 from benchmarks.plots import privacy as plot
+from he_client.protect.dp import train_classifier
 
 
 def test_the_page_says_what_was_measured() -> None:
@@ -21,6 +23,7 @@ def test_the_page_says_what_was_measured() -> None:
 def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privacy, "EPSILONS", (8, None))
     monkeypatch.setattr(privacy, "TRAINING_EPSILONS", (8, None))
+    monkeypatch.setattr(privacy, "train_classifier", partial(train_classifier, steps=10))
     figures = privacy.measure(800, 20)
     assert [point["dim"] for point in figures["retrieval"]] == [256, 256, 64, 64]
     noisy, clean = figures["retrieval"][:2]

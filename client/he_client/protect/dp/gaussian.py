@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -33,7 +34,7 @@ class GaussianMechanism:
     """
 
     def __init__(self, mu: float, releases: int = 1) -> None:
-        self._opendp = _opendp()
+        _opendp()  # raises before anything is paid
         self.noise_multiplier = math.sqrt(releases) / mu  #: σ/Δ of each release
         self._left = releases
         self._process = os.getpid()
@@ -58,18 +59,23 @@ class GaussianMechanism:
         step = 2.0 ** (exponent - 1 - STEPS)
         scale = self.noise_multiplier * (sensitivity / step + math.sqrt(values.size))
         on_grid = np.rint(values / step) * step  # exact: powers of two; above 2^52 steps every float is on the grid
-        return np.asarray(on_grid + self._noise(scale, values.size).reshape(values.shape) * step)
-
-    def _noise(self, scale: float, count: int) -> F64:
-        """Integers below 2^53, shape (count,), of the discrete Gaussian of this scale."""
-        dp = self._opendp
-        space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
-        draw = dp.m.make_gaussian(*space, scale=scale)
-        noise = [draw([0] * min(_BATCH, count - start)) for start in range(0, count, _BATCH)]
-        return np.concatenate([np.array(part, np.int64) for part in noise]).astype(np.float64)
+        return np.asarray(on_grid + _noise(scale, values.size).reshape(values.shape) * step)
 
     def __reduce__(self) -> NoReturn:
         raise SecretReuseError("releases that were paid for once are not copied")
+
+
+def _noise(scale: float, count: int) -> F64:
+    """Integers below 2^53, shape (count,), of the discrete Gaussian of this scale."""
+    draw = _drawing(scale)
+    noise = [draw([0] * min(_BATCH, count - start)) for start in range(0, count, _BATCH)]
+    return np.concatenate([np.array(part, np.int64) for part in noise]).astype(np.float64)
+
+
+@lru_cache(maxsize=4)  # the steps of a training have one scale, and OpenDP needs longer to begin than for some draws
+def _drawing(scale: float) -> Any:
+    dp = _opendp()
+    return dp.m.make_gaussian(dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64"), scale=scale)
 
 
 def _opendp() -> Any:
