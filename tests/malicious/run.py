@@ -35,6 +35,7 @@ from tests.malicious.world import World
 SHOWN = 20  #: failures in the JSON
 MEMORY = "/dev/shm"
 FRESH = 500  #: lies between two looks at whether an honest server is still believed
+HASTY_TRIES = 20
 
 
 @dataclass
@@ -64,6 +65,14 @@ class Campaign:
     def one(self, number: int, lie: Lie | None = None) -> None:
         """Tells a lie, and notes what came of it."""
         lie = lie or LIES[sorted(LIES)[number % len(LIES)]]
+        for _ in range(HASTY_TRIES if lie.hasty else 1):  # on a busy machine a hasty client may be gone before the lie
+            script, came, decrypted = self._tell(number, lie)
+            if script.told:
+                break
+        self._judge(number, lie, script, came, decrypted)
+
+    def _tell(self, number: int, lie: Lie) -> tuple[Script, str, Counter[str]]:
+        """Who told it, what came of it, and what was decrypted meanwhile."""
         rng = np.random.default_rng([self.seed, number])
         position = 0 if lie.everything else int(rng.integers(self._matching(lie)))
         always = lie.everything or lie.lasting or bool(rng.random() < 0.5)
@@ -81,9 +90,10 @@ class Campaign:
             came = f"an error that is none of ours: {type(error).__name__}: {error}"
         finally:
             self.server.script = None
-        self._judge(number, lie, script, came, self.world.watch.counts - decrypted)
+        decrypted = self.world.watch.counts - decrypted
         if before != self._versions(lie):
             self.world.renew(CHANGES[lie.scene])
+        return script, came, decrypted
 
     def _judge(self, number: int, lie: Lie, script: Script, came: str, decrypted: Counter[str]) -> None:
         outcome = self.outcome
