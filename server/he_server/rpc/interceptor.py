@@ -26,6 +26,13 @@ _TRACE_METADATA = ("traceparent", "tracestate")
 _SERVICE = f"/{pb.DESCRIPTOR.services_by_name['HeSearch'].full_name}/"
 _CLOCKS_DIFFER_S = 0.05  #: a client cancels when its deadline passes, just before the server's own clock says so
 
+_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {  # (requests, responses) are streams
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
 Handler = Any  # grpc.RpcMethodHandler, whose stubs know only of one type of method
 
 
@@ -77,11 +84,10 @@ class _Watched:
             observer.ended(self._call)
 
     def handler(self, handler: Handler) -> Handler:
-        streams = "stream" if handler.response_streaming else "unary"
         self._receives = handler.request_streaming
-        kind = f"{'stream' if self._receives else 'unary'}_{streams}"
+        # Constants: Python's cache of attributes keeps up to 4,096 names, and each that is composed anew is another.
+        kind, make = _KINDS[handler.request_streaming, handler.response_streaming]
         method = getattr(handler, kind)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(
             self._streaming(method) if handler.response_streaming else self._unary(method),
             self._received(handler.request_deserializer),
