@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md and overhead.md: figures → SVG files, the same bytes from the same figures."""
+"""The plots of docs/benchmarks.md, overhead.md and the healthcare example: figures → SVG files, each time the same."""
 
 from __future__ import annotations
 
@@ -170,3 +170,36 @@ def privacy(figures: Mapping[str, Any], path: Path) -> None:
     training.axhline(figures["largest_class"], color="grey", ls="--")
     training.set(title="accuracy (dashed: always the largest class)")
     _save(pyplot, figure, path)
+
+
+def healthcare(figures: Mapping[str, Any], path: Path) -> None:
+    """Of examples.healthcare: accuracy against the time of a prediction, and against ε; bars of 95 %."""
+    pyplot = _pyplot()
+    figure, (cost, privacy) = pyplot.subplots(1, 2, figsize=(12, 4.4), sharey=True)
+    plain = [row for row in figures["rows"] if row["epsilon"] is None]
+    for number, row in enumerate(plain):
+        label, colour = row["method"].replace("`", ""), f"C{number}"
+        if row["predict_s"] is None:
+            cost.axhline(row["accuracy"], linestyle=":", color=colour, label=label)
+        else:
+            cost.errorbar(row["predict_s"] * 1e3, row["accuracy"], _bars([row]), fmt="o", color=colour, label=label)
+            privacy.axhline(row["accuracy"], linestyle=":", color=colour)
+    noisy = [row for row in figures["rows"] if row["epsilon"] is not None]
+    for number, method in enumerate(dict.fromkeys(_values(noisy, "method")), len(plain)):
+        line = _of(noisy, method=method)
+        x, y = _values(line, "epsilon"), _values(line, "accuracy")
+        privacy.errorbar(x, y, _bars(line), fmt="o-", color=f"C{number}", label=method)
+    ticks = sorted(set(_values(noisy, "epsilon")))
+    privacy.set(xscale="log", xlabel=f"ε (δ = {figures['delta']:g}; dotted: without noise)")
+    privacy.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    privacy.minorticks_off()
+    cost.set(xscale="log", xlabel="a prediction, ms", ylabel="accuracy", ylim=(0, 1))
+    for panel in (cost, privacy):
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    _save(pyplot, figure, path)
+
+
+def _bars(rows: Sequence[Point]) -> list[list[float]]:
+    """Lengths below and above."""
+    return [[row["accuracy"] - row["low"] for row in rows], [row["high"] - row["accuracy"] for row in rows]]
