@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from he_client.commands import advise as advise_command
 from he_client.commands import archive as archive_commands
 from he_client.commands import common as commands
 from he_client.commands import dp as dp_commands
@@ -67,6 +68,7 @@ examples:
   hesearch search notes query.npy --key notes.key --server 127.0.0.1:50051 --insecure
   hesearch plan --rows 1000000 --dim 768 --link-mbps 100
   hesearch dp release vectors.npy noisy.npy --epsilon 1 --delta 1e-7 --budget patients.budget
+  hesearch advise --profile regulated --write ./server
   hesearch demo --query "sudden loss of vision in one eye"
 
 The passphrase of a key file is asked for, or read from the file named by --passphrase-file.
@@ -102,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan_command.add_plan(subparsers)
     protect_commands.add_protect_commands(subparsers)
     dp_commands.add_dp(subparsers)
+    advise_command.add_advise(subparsers)
     commands.add_demo(subparsers)
     return parser
 
