@@ -7,8 +7,8 @@ from html import escape
 
 from he_client.layers.catalogue import LAYERS, Place
 
-WIDTH, LEFT, RIGHT = 980, 12, 700  #: of the drawing; of its bands; of the column of who stands there
-BOX_WIDTH, BOX_HEIGHT, GAP, COLUMNS = 216, 34, 8, 3
+WIDTH, LEFT, RIGHT = 1180, 12, 872  #: of the drawing; of its bands; of the column of who stands there
+BOX_WIDTH, BOX_HEIGHT, GAP, COLUMNS = 274, 34, 8, 3
 TITLE_HEIGHT, BAND_GAP = 26, 12
 COLOURS = {
     Place.TEXT: "#dff0d8",

@@ -84,7 +84,7 @@ def note(layer: str, profile: Profile) -> str:
 
 _WORDS = {
     "text": "none of a query; once a text",
-    "privacy": "none of a query; released vectors lose most of their use for search",
+    "privacy": "none of a query; vectors with noise are of no use for search, models are",
     "scores": "none of a query; what `exact` costs beside `compact` is in the row of encryption",
     "keys": "none of a query; Argon2id once, when the key is opened",
     "payloads": "whole payload columns are downloaded once, and cached",

@@ -29,7 +29,7 @@ def reason(layer: str, answers: Answers, engine: Engine, profile: Profile) -> st
 
 _REASONS = {
     "text": "texts identify people, and payloads and embeddings are made of them",
-    "privacy": "others get vectors or models",
+    "privacy": "others get vectors or models; ε and δ of the commands are an example",
     "keys": "whoever has the key has everything",
     "verification": "always: wrong answers are worse than errors",
     "signatures": "not all who hold the key may write",
