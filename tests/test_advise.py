@@ -147,6 +147,9 @@ def test_tenseal_is_refused_where_it_may_not_be_and_only_there() -> None:
             assert (advice.engine is Engine.HINT) == refused
             assert ("engine tenseal" in {one.wish for one in advice.unmet}) == refused
             assert ("verification" in advice.reasons) == refused
+            told = " ".join(one.because + one.instead for one in advice.unmet if one.wish == "engine tenseal")
+            assert ("verifies no answer" in told) == (a.operator is Operator.HOSTILE)
+            assert ("holders of the key" in told) == (a.scores is Scores.EVERYBODY)
 
 
 def test_expected_latency_grows_with_layers_and_under_tenseal() -> None:

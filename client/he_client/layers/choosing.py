@@ -127,12 +127,14 @@ def expected_ms(plan: Plan, profile: Profile, engine: Engine, layers: frozenset[
 def _engine(answers: Answers, unmet: list[Unmet]) -> Engine:
     if answers.engine is Engine.HINT:
         return Engine.HINT
+    against = {}
     if answers.operator is Operator.HOSTILE:
-        because, instead = "it verifies no answer, so a lying server would go unseen", "a server that answers right"
-    elif answers.scores is Scores.EVERYBODY:
-        because, instead = "its scores are key material", "scores for holders of the key alone"
-    else:
+        against["it verifies no answer, so a lying server would go unseen"] = "a server that answers right"
+    if answers.scores is Scores.EVERYBODY:
+        against["its scores are key material"] = "scores for holders of the key alone"
+    if not against:
         return Engine.TENSEAL
+    because, instead = ", and ".join(against), ", and ".join(against.values())
     unmet.append(Unmet("engine tenseal", because, f"{instead}; until then the engine is hint"))
     return Engine.HINT
 
