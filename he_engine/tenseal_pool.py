@@ -32,6 +32,8 @@ from he_engine.tenseal_worker import receive_message, send_message, wait_until
 TRIES = 2
 START_S = 60.0  #: for a process to start
 _ERROR_BYTES = 4096
+#: NumPy's libraries start threads as they load. Landlock would not hold those: it binds the thread that asks for it.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from he_engine.tenseal_worker import main; main(*map(int, sys.argv[2:]))"
@@ -66,7 +68,9 @@ class Worker:
             number = theirs.fileno()
             command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(number), *self._arguments]
             try:
-                process = subprocess.Popen(command, pass_fds=(number,), stdin=subprocess.DEVNULL)
+                process = subprocess.Popen(
+                    command, pass_fds=(number,), stdin=subprocess.DEVNULL, env={**os.environ, **_ONE_THREAD}
+                )
             except OSError as error:
                 ours.close()
                 raise Unavailable(f"a tenseal worker process did not start: {error.strerror}") from error

@@ -492,7 +492,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         log.append(entry(1))
         log.append(entry(3, None))
     assert main(["audit", "head", str(data)]) == 0
-    (tmp_path / "head.json").write_text(capsys.readouterr().out)
+    (tmp_path / "head.json").write_text(20 * capsys.readouterr().out)  # as if the command was run daily, with >>
     assert main(["audit", "verify", str(data), "--head", str(tmp_path / "head.json"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["unchanged"], found["server"]["proven"], found["server"]["lines"]) == (True, 2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -93,3 +94,21 @@ def test_tokens(tmp_path: Path) -> None:
             assert scrape(world, url, token=signed(SIGNER, "EdDSA", groups=["operator"], exp=1)) == 401
     finally:
         world.close()
+
+
+def test_who_only_connects_has_no_more_than_the_places_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
+    monkeypatch.setattr(module, "_REQUEST_S", 600.0)
+    world = World(tmp_path, operating_tenant="acme")
+    with serving(world) as url, contextlib.ExitStack() as opened:
+        address = ("127.0.0.1", int(url.split(":")[2].partition("/")[0]))
+        first, _, third = (opened.enter_context(socket.create_connection(address, 30)) for _ in range(3))
+        assert third.recv(1) == b""  # closed; TimeoutError where a thread waits for it to speak
+        first.close()
+        status = 0
+        while not status:  # until its thread has seen that and given the place back
+            with contextlib.suppress(OSError, HTTPException):
+                status = scrape(world, url, "acme/otto")
+        assert status == 200

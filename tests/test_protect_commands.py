@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from he_client import AlreadyExists
 from he_client.cli import main
+from he_client.commands.text_files import TEXT, text_file
 from he_client.protect.text import PseudonymKey, Pseudonyms
 
 NOTES = (
@@ -156,3 +158,13 @@ def test_files_that_are_none(
     assert _run("text", name, "new", "--column", "t") == 2
     assert words in (printed := capsys.readouterr().err) and "1234567" not in printed
     assert not (folder / "new").exists()
+
+
+def test_a_file_that_comes_meanwhile_stays(tmp_path: Path) -> None:
+    source, target = tmp_path / "notes.txt", tmp_path / "safe.txt"
+    source.write_text("a note\n")
+    with pytest.raises(AlreadyExists), text_file(source, target, "protect") as file:
+        file.write(list(file.rows([TEXT])))
+        target.write_text("somebody else's")
+    assert target.read_text() == "somebody else's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "safe.txt"]

@@ -211,3 +211,14 @@ def test_a_worker_reaches_nothing_else(
     """No file, not the memory of the server, no signal to it."""
     index, query = stored(ciphertexts(rng)), poisoned(ciphertexts(rng), OPEN)
     assert len(server.answer(index, 0, 1, [query])[0]) == ANSWER_BYTES
+
+
+@pytest.mark.skipif(landlock_version() < 1, reason="this kernel has no Landlock")
+def test_no_thread_of_a_worker_is_outside_of_its_limits(
+    server: TensealServer, stored: Callable[[bytes], IndexFile], rng: np.random.Generator
+) -> None:
+    """They share memory: who has one of them has all."""
+    server.answer(stored(ciphertexts(rng)), 0, 1, [ciphertexts(rng)])
+    worker = next(worker for worker in server._workers if worker.pid is not None)
+    told = [(task / "status").read_text() for task in Path(f"/proc/{worker.pid}/task").iterdir()]
+    assert told and all("NoNewPrivs:\t1" in status for status in told)

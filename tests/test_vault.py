@@ -57,6 +57,16 @@ def test_values_come_back(vault: Vault, path: Path) -> None:
         assert opened.tokens("PERSON", ["Anna Meyer"]) == [first]
 
 
+def test_a_vault_behind_a_link_is_the_same_vault(vault: Vault, path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.vault"
+    link.symlink_to(path)
+    (token,) = Vault.open(link, KEY).tokens("PERSON", ["Anna Meyer"])
+    assert link.is_symlink() and Vault.open(path, KEY).reveal(token) == "Anna Meyer"
+    assert vault.tokens("PERSON", ["Anna Meyer"]) == [token]
+    with pytest.raises(AlreadyExists):
+        Vault.create(link, KEY)
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.text(st.characters(), min_size=1), max_size=8))
 def test_any_value(vault: Vault, path: Path, values: list[str]) -> None:

@@ -1,6 +1,6 @@
 """How many answers were rejected with each fingerprint: after MAX of them it verifies none.
 
-A wrong answer passes with probability at most 2^-82 or so, and each rejection tells the server that one guess was wrong
+A wrong answer passes with probability at most 2^-92 or so, and each rejection tells the server that one guess was wrong
 (docs/scheme.md): the bound on their number is what makes the sum small. `hesearch reseal --fingerprint` gives segments
 that have reached it a new fingerprint, with fresh weights, for which counting begins at 0.
 

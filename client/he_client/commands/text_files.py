@@ -148,5 +148,9 @@ def text_file(source: Path, target: Path, what: str) -> Iterator[TextFile]:
         raise AlreadyExists(f"{target}: exists; it is never overwritten")
     with file_errors(source, "texts"):
         read = source.open("rb")
-    with read, new_file(target, "texts") as write, progress_bar(None, source.stat().st_size, what, "B") as advance:
+    with (
+        read,
+        new_file(target, "texts", replace=False) as write,
+        progress_bar(None, source.stat().st_size, what, "B") as advance,
+    ):
         yield TextFile(source, read, write, advance)

@@ -72,11 +72,11 @@ def read_head(path: Path) -> Head:
 
 
 def read_heads(path: Path) -> list[Head]:
-    """Those of a file that `hesearch audit head` printed, one a line. Raises NotFound, TamperedDataError."""
+    """Those of a file to which `hesearch audit head` printed, once or often, one a line. Raises as `read_head`."""
     if not path.is_file():
         raise NotFound(f"head: there is no file {path.name}")
     with files.storage_errors("reading heads"), path.open("rb") as file:
-        return [Head.parse(raw) for raw in file.read(_MAX_BYTES).splitlines(keepends=True)]
+        return [Head.parse(raw) for raw in iter(lambda: file.readline(_MAX_BYTES), b"")]
 
 
 def replace_file(path: Path, content: bytes) -> None:

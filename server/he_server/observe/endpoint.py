@@ -32,6 +32,7 @@ from he_server.config import ServerConfig
 from he_server.rpc.listening import is_loopback, split_address
 
 _REQUEST_S = 5.0  #: for a scraper to say what it wants, and to take it
+CONNECTIONS = 32  #: at a time, each with a thread; more are closed, as nobody has said yet who they are
 _STATUS = {Unauthenticated: 401, PermissionDenied: 403, NotFound: 404, QuotaExceeded: 429}
 
 
@@ -94,7 +95,24 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler], tls: ServerConfig | None) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._tls = tls
+        self._places = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__((host, port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """In the thread of the connection. The files of TLS are read for each, so a new certificate needs no signal."""
