@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md, overhead.md and the healthcare example: figures → SVG files, each time the same."""
+"""The plots of docs/benchmarks.md and other pages: figures → SVG files, the same bytes from the same figures."""
 
 from __future__ import annotations
 
@@ -203,3 +203,46 @@ def healthcare(figures: Mapping[str, Any], path: Path) -> None:
 def _bars(rows: Sequence[Point]) -> list[list[float]]:
     """Lengths below and above."""
     return [[row["accuracy"] - row["low"] for row in rows], [row["high"] - row["accuracy"] for row in rows]]
+
+
+def inversion(figures: Mapping[str, Any], path: Path) -> None:
+    """Of benchmarks.inversion: noise against what is found, leaked scores likewise, and every view's choice of two."""
+    pyplot = _pyplot()
+    figure, (noise, leak, pairs) = pyplot.subplots(1, 3, figsize=(17, 5.2))
+    views = figures["views"]
+    private = _of(views, group="dp")
+    epsilons, corpus = _values(private, "epsilon"), [list(m.values())[-1] for m in _values(private, "match")]
+    shares = _values(corpus, "share")
+    errors = [[m["share"] - m["low"] for m in corpus], [m["high"] - m["share"] for m in corpus]]
+    noise.errorbar(epsilons, shares, errors, fmt="o-", color="C3", capsize=3, label="text found first")
+    noise.plot(epsilons, [w["linear"]["f1"] for w in _values(private, "words")], "s-", color="C1", label="words, F1")
+    noise.plot(
+        epsilons, [q["hit_at_10"] for q in _values(private, "quality")], "o-", color="C0", label="search, hit@10"
+    )
+    noise.axhline(views[0]["quality"]["hit_at_10"], linestyle=":", color="C0", label="… in plaintext")
+    noise.axhline(figures["prior"]["f1"], linestyle=":", color="C1", label="… the most frequent words")
+    noise.set(xscale="log", xlabel="ε (δ = 1e-6)", ylim=(-0.02, 1.05), title="rows with differential privacy")
+    points = figures["scores"]["points"]
+    for number, decimals in enumerate(dict.fromkeys(_values(points, "decimals"))):
+        line, label = _of(points, decimals=decimals), "every digit" if decimals is None else f"{decimals} decimals"
+        counts, colour = _values(line, "scores"), f"C{number}"
+        leak.plot(counts, [m["share"] for m in _values(line, "match")], "o-", color=colour, label=f"found, {label}")
+        leak.plot(counts, _values(line, "cosine_with_corpus"), ":", color=colour)
+    leak.axvline(figures["dim"], color="0.7")
+    leak.set(xscale="log", xlabel="scores of a row that leaked", ylim=(-0.02, 1.05))
+    leak.set_title("scores alone (dotted: cosine of what is recovered; line: d)")
+    shown = [v for v in views if v["group"] in ("ciphertext", "control")]
+    for place, view in enumerate(shown):
+        two, colour = view["match"]["2"], "C0" if view["group"] == "ciphertext" else "C3"
+        sides = [[two["share"] - two["low"]], [two["high"] - two["share"]]]
+        pairs.errorbar([two["share"]], [place], xerr=sides, fmt="o", color=colour, capsize=3)
+    labels = [v["name"] if v["group"] == "ciphertext" else f"broken: {v['name']}" for v in shown]
+    pairs.set_yticks(range(len(shown)), labels)
+    pairs.invert_yaxis()
+    pairs.axvline(0.5, linestyle=":", color="0.3")
+    pairs.set(xlabel="the right one of two, 99 %", title="ciphertexts, and controls (red)", xlim=(0.3, 1.02))
+    for panel in (noise, leak, pairs):
+        panel.grid(alpha=0.3)
+    noise.legend(fontsize=8)
+    leak.legend(fontsize=8)
+    _save(pyplot, figure, path)
