@@ -43,14 +43,15 @@ single-use: .venv/dev.stamp
 test-large: .venv/dev.stamp
 	$(BIN)/python -m pytest -m large $(ARGS)
 
-# Figures of docs/benchmarks.md and overhead.md. A file that is there is not measured again: delete it, or the folder, to
-# do so. What cannot be measured here fails alone, and the pages say so. The committed ones, and both pages, anew:
+# Figures of docs/benchmarks.md, overhead.md and inversion.md. A file that is there is not measured again: delete it, or
+# the folder, to do so. What cannot be measured here fails alone, and the pages say so. The committed ones, and the
+# pages, anew:
 #     rm -f docs/figures/*.json && make bench BENCH=docs/figures
 PROFILES := compact exact precise
 PAGES := $(if $(filter docs/figures,$(BENCH:/=)),docs,$(BENCH))
 STEPS := $(foreach p,$(PROFILES),$(addprefix overhead_$p,.json _100k_2t.json _1m_1t.json _1m_2t.json _avx2.json) \
 	icd_$p.json service_$p.json) concurrency_compact.json concurrency_exact.json \
-	layers_compact.json layers_exact.json wire.json at_rest.json redaction.json scaling.json pareto.json \
+	layers_compact.json layers_exact.json wire.json at_rest.json redaction.json inversion.json scaling.json pareto.json \
 	approximate.json kernels.json
 OVERHEAD = $(BIN)/python -m benchmarks.overhead --dim 512 --profile $* --json $@
 PLAIN := --peers numpy faiss
@@ -59,6 +60,7 @@ bench: .venv/dev.stamp
 	-@$(MAKE) --keep-going --no-print-directory bench-figures
 	$(BIN)/python -m benchmarks.report $(BENCH) $(PAGES)/benchmarks.md
 	$(BIN)/python -m benchmarks.layers_page $(BENCH) $(PAGES)/overhead.md
+	$(BIN)/python -m benchmarks.inversion.page $(BENCH) $(PAGES)/inversion.md
 	$(BIN)/python -m benchmarks.table $(BENCH)
 	@cd $(BENCH) && ls $(STEPS) >/dev/null
 

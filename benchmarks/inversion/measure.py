@@ -200,6 +200,7 @@ def measure(sizes: Sizes, arguments: Figures) -> Figures:
         for _, other in of_encoder("minilm", catalogue, sizes, seed):
             there = Attacks(sizes, seed, advance)
             in_the_clear(there, other)
+            (folder / "minilm").mkdir()
             with_noise(there, other, sizes, folder / "minilm")
             minilm = there.views
     return {
