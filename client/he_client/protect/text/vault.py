@@ -49,7 +49,7 @@ class Vault(Secret):
 
     def __init__(self, path: Path, key: VaultKey) -> None:
         """Not for callers: `create` and `open`."""
-        self._path = path  # resolved: through a link the file is replaced, and its lock taken, not the link's
+        self._path = path.resolve() if path.is_symlink() else path  # the link stays, and one file has one lock
         self._key = key
         self._head = MAGIC + key.key_id.encode() + b"\n"
         self._lock = threading.RLock()
@@ -61,7 +61,7 @@ class Vault(Secret):
     @classmethod
     def create(cls, path: str | os.PathLike[str], key: VaultKey) -> Vault:
         """A new, empty one. Raises AlreadyExists, NotFound where its folder is missing."""
-        vault = cls(Path(path).resolve(), key)
+        vault = cls(Path(path), key)
         with vault._locked():
             if vault._path.exists():
                 raise AlreadyExists(f"{WHAT} {path}: exists; vaults are never overwritten")
@@ -71,7 +71,7 @@ class Vault(Secret):
     @classmethod
     def open(cls, path: str | os.PathLike[str], key: VaultKey) -> Vault:
         """Raises NotFound, FormatVersionError for another file, WrongKeyError, TamperedDataError."""
-        vault = cls(Path(path).resolve(), key)
+        vault = cls(Path(path), key)
         vault._refresh()
         return vault
 
