@@ -229,7 +229,7 @@ def _body(f: Figures) -> list[str]:
         "## Differential privacy",
         "",
         "Rows released by `he_client.protect.dp`: Gaussian noise for (ε, 10^-6), each row by itself, norm 1. The "
-        "attacker knows ε. Noise of the other rows that are searched is NumPy's, of the same size.",
+        "attacker knows ε. Noise of all other rows, searched or learnt from, is NumPy's, of the same size.",
         *_views(_of(views, "dp"), "ε"),
         "## Scores alone",
         "",
