@@ -8,7 +8,7 @@ TORTURED ?= build/torture/$(TORTURE)
 CODE := he_engine proto server client benchmarks tests examples
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard he_engine/kernels/*.cpp he_engine/kernels/*.hpp)
 
-.PHONY: help demo healthcare test single-use test-large bench bench-figures torture torture-figures lint format proto clean requirements
+.PHONY: help demo healthcare test single-use federated test-large bench bench-figures torture torture-figures lint format proto clean requirements
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -18,6 +18,7 @@ help:
 	@echo "make test        build, then lint, type-check and run the test suite"
 	@echo "make test-large  ten million exact scores against the plaintext integer search (about a minute)"
 	@echo "make single-use  a million encryptions: no block id, query secret or nonce twice (about a minute)"
+	@echo "make federated   hospitals that train together, encrypted: the table of examples/federated (some minutes)"
 	@echo "make bench       every figure, measured here into build/bench (an hour or so); again: goes on where it stopped"
 	@echo "make torture     kills, faults, overload, a soak and fuzzing (hours; TORTURE=short: some minutes); again: goes on"
 	@echo "make lint        ruff and mypy alone          make format   let ruff format the code"
@@ -39,6 +40,9 @@ test: lint
 
 single-use: .venv/dev.stamp
 	$(BIN)/python -m tests.single_use --encryptions 1000000 --json docs/figures/single_use.json
+
+federated: .venv/dev.stamp
+	$(BIN)/python -m examples.federated.run --dp 8 --processes --json docs/figures/federated.json --readme $(ARGS)
 
 test-large: .venv/dev.stamp
 	$(BIN)/python -m pytest -m large $(ARGS)

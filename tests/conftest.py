@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before any test imports Flower by itself
 _NUMBERS = itertools.count()
 
 

@@ -5,7 +5,7 @@ import warnings
 
 from he_proto.v1 import hesearch_pb2 as he__proto_dot_v1_dot_hesearch__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 

@@ -1,0 +1,76 @@
+"""A participant of federated learning, as a client of Flower: trains, encrypts, signs; checks, decrypts, applies.
+
+    client = Participant(trainer, UpdateCipher(key, parameters, "north"), identity)
+    flwr.client.start_client(server_address="…:8443", client=client, root_certificates=ca)
+
+`fit` of a round answers with an encrypted update, `evaluate` takes the encrypted sum. No metric leaves: Flower's loss
+is always 0 and its number of examples 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from he_client.key_sharing import Identity
+from he_client.protect.federated.cipher import UpdateCipher
+from he_engine.errors import HesearchError, InvalidInput, MissingExtra
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when it is imported
+try:
+    from flwr.client import Client
+    from flwr.common import Code, EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, Status
+except ImportError as error:
+    raise MissingExtra(f"{error.name} is not installed: pip install '.[federated]'") from error
+
+TENSOR_TYPE = "hesearch.encrypted"
+_LOG = logging.getLogger("hesearch.federated")
+
+
+class Trainer(Protocol):
+    """What is trained: a vector of L numbers, and how. Every participant starts from the same."""
+
+    def train(self, round_: int) -> tuple[NDArray[np.float64], int]:
+        """(change of the model (L,), its weight). The model itself stays as it is."""
+
+    def apply(self, change: NDArray[np.float64]) -> None:
+        """Add the average change (L,) to the model."""
+
+
+class Participant(Client):
+    """Flower counts what it raises as a failure of this participant in this round; the others go on."""
+
+    def __init__(self, trainer: Trainer, cipher: UpdateCipher, identity: Identity) -> None:
+        """identity: signs updates; the aggregator knows `identity.public.signing`."""
+        self._trainer, self._cipher, self._signing = trainer, cipher, identity.signing_key()
+
+    def fit(self, ins: FitIns) -> FitRes:
+        """A change of the model, encrypted, and a signature."""
+        round_ = _round(ins.config)
+        change, weight = self._trainer.train(round_)
+        update = self._cipher.encrypt(round_, change, weight)
+        sent = Parameters([update, self._signing.sign(update)], TENSOR_TYPE)
+        return FitRes(Status(Code.OK, ""), sent, 1, {})
+
+    def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
+        """Takes a sum into the model, or leaves it and raises what UpdateCipher.decrypt does."""
+        tensors = ins.parameters.tensors
+        if len(tensors) != 1:
+            raise InvalidInput(f"sum: got {len(tensors)} tensors, expected 1")
+        try:
+            average = self._cipher.decrypt(_round(ins.config), tensors[0])
+        except HesearchError as error:
+            _LOG.error("a sum is refused: %s", error)
+            raise
+        self._trainer.apply(average.values)
+        return EvaluateRes(Status(Code.OK, ""), 0.0, 1, {})
+
+
+def _round(config: dict[str, bool | bytes | float | int | str]) -> int:
+    if type(round_ := config.get("round")) is not int:
+        raise InvalidInput("round: missing from what the aggregator sent")
+    return round_
