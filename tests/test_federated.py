@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import importlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -22,14 +21,17 @@ from flwr.server import SimpleClientManager
 from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
 
 from examples.federated import in_process, processes, run, table
+from examples.federated.hospital import PrivateHospital
 from examples.federated.model import Model
-from examples.federated.records import Records
+from examples.federated.records import Records, load_records
 from examples.federated.setting import Setting
 from he_client import CollectionKey
 from he_client.key_sharing import Identity
+from he_client.protect.dp import PrivacyBudget
 from he_client.protect.federated import SumParameters, UpdateCipher
 from he_client.protect.federated.participant import TENSOR_TYPE, Participant
 from he_engine.errors import (
+    BudgetExceeded,
     FormatVersionError,
     InvalidInput,
     MissingExtra,
@@ -242,11 +244,49 @@ def test_gradient_and_its_clipping() -> None:
     assert np.allclose(model.gradient(weights, records, clip), expected)
 
 
+def test_replacing_a_record_moves_the_gradient_by_less_than_the_sensitivity() -> None:
+    """Noise is for that much: records as far apart as they can be, at weights where gradients are long."""
+    rng = np.random.default_rng(2)
+    model = Model(dim=8, classes=3, rank=2)
+    worst = 0.0
+    for _ in range(50):
+        vectors = rng.normal(size=(5, 8)).astype(np.float32)
+        labels, weights = rng.integers(0, 3, 5), 5 * rng.normal(size=model.size)
+        other = vectors.copy()
+        other[2] = -vectors[2]
+        changed = labels.copy()
+        changed[2] = (labels[2] + 1) % 3
+        pair = [
+            model.gradient(weights, Records(*each), PrivateHospital.CLIP)
+            for each in ((vectors, labels), (other, changed))
+        ]
+        worst = max(worst, float(np.linalg.norm(pair[0] - pair[1])))
+    assert 0.9 * PrivateHospital.CLIP < worst <= PrivateHospital.SENSITIVITY
+
+
+def test_private_training_is_paid_for_once(tmp_path: Path) -> None:
+    setting = Setting(records=300, hospitals=2, rounds=2)
+    federation = run.Federation(setting, *load_records(300))
+    federation.private(8.0, tmp_path)
+    for number in range(2):
+        report = PrivacyBudget.open(tmp_path / f"0-{number}.budget").report()
+        assert (report.epsilon, report.delta) == (8.0, run.DELTA)
+        assert report.spent_share == pytest.approx(1)
+    with pytest.raises(BudgetExceeded):
+        federation.private(8.0, tmp_path)
+
+
 # ---- the example ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def figures() -> dict[str, Any]:
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    return run.measure(Setting(records=1500, hospitals=3, rounds=10, epochs=2), 2, [], with_processes=False)
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of the example as its README says to try it."""
+    path = tmp_path_factory.mktemp("federated") / "figures.json"
+    command = [sys.executable, "-m", "examples.federated.run", "--small", "--json", str(path)]
+    ran = subprocess.run(command, cwd=processes.ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert table.markdown(found) in ran.stdout
+    return found
 
 
 def test_encrypted_is_as_accurate_as_in_the_clear(figures: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The aggregator as a process: `python -m examples.federated.aggregator`. It imports nothing that could decrypt.
 
 It gets a port, a certificate, and what everybody knows: the setting and the hospitals' public keys. When training is
-over it prints one JSON object (rounds, bytes, and the modules it has loaded) and waits for the end of its input, so
-that somebody may look into its memory first.
+over it leaves result.json (rounds, bytes, and the modules it has loaded), says so in a line and waits for the end of
+its input, so that somebody may look into its memory first.
 """
 
 from __future__ import annotations
@@ -56,10 +56,9 @@ def main() -> int:
         certificates=(ca, certificate, key),
     )
     taken = [count for _, count in history.metrics_distributed_fit.get("taken", [])]
-    print(
-        json.dumps({"taken": taken, "bytes_in": strategy.came, "bytes_out": strategy.went, "modules": [*sys.modules]})
-    )
-    sys.stdout.flush()
+    result = {"taken": taken, "bytes_in": strategy.came, "bytes_out": strategy.went, "modules": [*sys.modules]}
+    (arguments.own / "result.json").write_text(json.dumps(result))
+    print("done", flush=True)
     sys.stdin.read()
     return 0
 

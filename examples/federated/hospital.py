@@ -1,7 +1,7 @@
 """A hospital: its records, its copy of the model, and how it trains. With `python -m`, a process.
 
 It gets three things: a folder of what everybody knows, its own identity, and the shared key, sealed to that
-identity by the first hospital. It ends when the aggregator says that training is over.
+identity by the first hospital. When the aggregator says that training is over, it leaves result.json and ends.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def main() -> int:
         root_certificates=(arguments.common / "ca.pem").read_bytes(),
         max_retries=setting.retries,
     )
-    print(json.dumps({"accuracy": model.accuracy(trainer.weights, tested), "weights": trainer.weights.tolist()}))
+    result = {"accuracy": model.accuracy(trainer.weights, tested), "weights": trainer.weights.tolist()}
+    (arguments.own / "result.json").write_text(json.dumps(result))
     return 0
 
 

@@ -49,13 +49,18 @@ def run(
             assert hospital.stdin is not None
             hospital.stdin.write(passphrase + "\n")
             hospital.stdin.flush()
-        ended = [_answer(hospital) for hospital in hospitals]
+        for hospital in hospitals:
+            _ended(hospital)
         assert aggregator.stdout is not None
-        told = json.loads(aggregator.stdout.readline())
+        aggregator.stdout.readline()
         if look is not None:
             look(aggregator.pid)
-        _answer(aggregator)
-    return {"seconds": time.perf_counter() - start, "aggregator": told, "hospitals": [json.loads(one) for one in ended]}
+        _ended(aggregator)
+    seconds = time.perf_counter() - start
+    told, *hospitals_told = (
+        json.loads((folder / name / "result.json").read_text()) for name in ("aggregator", *setting.names)
+    )
+    return {"seconds": seconds, "aggregator": told, "hospitals": hospitals_told}
 
 
 def prepare(setting: Setting, folder: Path, key: CollectionKey) -> list[str]:
@@ -96,12 +101,11 @@ def _process(log: Path, module: str, *arguments: str) -> Iterator[subprocess.Pop
             process.kill()  # nothing where it has ended, as it does by itself when all went well
 
 
-def _answer(process: subprocess.Popen[str]) -> str:
-    """What is left of its output, when it has ended by itself."""
-    out, _ = process.communicate(timeout=PATIENCE_S)
+def _ended(process: subprocess.Popen[str]) -> None:
+    """By itself, and well."""
+    process.communicate(timeout=PATIENCE_S)
     if process.returncode:
         raise RuntimeError(f"{process.args}: exit code {process.returncode}")
-    return out
 
 
 def free_port() -> int:
