@@ -53,7 +53,9 @@ class Model:
         return low, h, h @ w + bias
 
     def accuracy(self, weights: F64, records: Records) -> float:
-        return float(np.mean(np.argmax(self._forward(weights, records.vectors)[2], axis=1) == records.labels))
+        return float(
+            np.mean(np.argmax(self._forward(weights, records.vectors.astype(np.float64))[2], axis=1) == records.labels)
+        )
 
     def gradient(self, weights: F64, records: Records, clip: float = np.inf) -> F64:
         """Σ over records of the cross-entropy's gradient, each record's scaled to a norm ≤ clip.

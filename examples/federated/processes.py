@@ -105,7 +105,7 @@ def _ended(process: subprocess.Popen[str]) -> None:
     """By itself, and well."""
     process.communicate(timeout=PATIENCE_S)
     if process.returncode:
-        raise RuntimeError(f"{process.args}: exit code {process.returncode}")
+        raise RuntimeError(f"{process.args!r}: exit code {process.returncode}")
 
 
 def free_port() -> int:

@@ -134,7 +134,7 @@ def main() -> int:
     if arguments.seeds < 2:
         parser.error(f"--seeds: got {arguments.seeds}, expected 2 or more: intervals are over seeds")
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    small = {"records": 1500, "hospitals": 3, "rounds": 10, "epochs": 2} if arguments.small else {}
+    small: dict[str, Any] = {"records": 1500, "hospitals": 3, "rounds": 10, "epochs": 2} if arguments.small else {}
     figures = measure(Setting(**small), 2 if arguments.small else arguments.seeds, arguments.dp, arguments.processes)
     print(table.markdown(figures))
     if arguments.json:
