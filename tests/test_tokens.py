@@ -117,7 +117,7 @@ def test_nothing_in_a_token_says_where_its_key_is(tokens: Tokens) -> None:
 
 
 # ---- claims --------------------------------------------------------------------------------------------------
-YESTERDAY, TOMORROW = (int(time.time()) + days * 86_400 for days in (-1, 1))  #: the suite may take longer than any leeway
+YESTERDAY, TOMORROW = (int(time.time()) + days * 86_400 for days in (-1, 1))  #: the suite may take long
 
 
 @pytest.mark.parametrize(
