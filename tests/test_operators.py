@@ -133,6 +133,79 @@ def test_segments_of_a_folder_are_fetched_only_by_who_may_copy_it(tmp_path: Path
     assert main(repairing) == 0
 
 
+@pytest.mark.parametrize("action", ["Backup", "Fsck", "--from", "ReadAudit"])
+def test_what_was_decided_for_one_folder_is_done_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    """The path leads to another folder once the policies have been asked: a sealed one, with a log."""
+    protected, given, here = Folder(tmp_path / "one"), tmp_path / "given", tmp_path / "here"
+    for own in (here, tmp_path / "own"):
+        Store(own).close()
+    given.symlink_to(tmp_path / "own")
+    read = operators._read
+
+    def read_and_swap(data: Path) -> operators.Record | None:
+        said = read(data)
+        if data != here:
+            given.unlink()
+            given.symlink_to(protected.root / "none" if action == "--from" else protected.data)
+        return said
+
+    monkeypatch.setattr(operators, "_read", read_and_swap)
+    command, exit_code = {
+        "Backup": (["backup", str(given), str(tmp_path / "backup")], 0),
+        "Fsck": (["fsck", str(given)], 0),
+        "--from": (["fsck", str(here), "--repair", "--from", str(given)], 0),
+        "ReadAudit": (["audit", "show", str(given), "--kek", protected.kek], 3),
+    }[action]
+    assert main(command) == exit_code, capsys.readouterr()
+    assert given.readlink() != tmp_path / "own" and not (tmp_path / "backup/audit").exists()
+
+
+def _backed_up(own: Path, changed: Path, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Otherwise it was refused for this folder, and nothing was copied."""
+    exit_code, target = main(["backup", str(own), f"{own}-backup"]), Path(f"{own}-backup")
+    assert exit_code in (0, 2) and target.exists() is not bool(exit_code)
+    assert (f"can change {changed}," in capsys.readouterr().err) is bool(exit_code)
+    shutil.rmtree(target, ignore_errors=True)
+    return not exit_code
+
+
+@pytest.mark.parametrize("place", ["above", "above/own"])
+def test_a_path_that_others_can_change_is_not_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    own, changed = tmp_path / "above/own", tmp_path / place
+    Store(own).close()
+    for mode, settled in {0o777: False, 0o1777: changed != own, 0o755: True, 0o775: True}.items():
+        changed.chmod(mode)  # the group of the last is this process's
+        assert _backed_up(own, changed, capsys) is settled, oct(mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+def test_whose_folders_lead_to_a_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root's commands take those of a service that nobody is logged in as."""
+    own, login = tmp_path / "above/own", tmp_path / "loginuid"
+    Store(own).close()
+    os.chown(own, 1234, 1234)
+    assert _backed_up(own, own, capsys)
+    own.parent.chmod(0o770)
+    os.chown(own.parent, 0, 4321)
+    assert not _backed_up(own, own.parent, capsys)
+    os.chown(own.parent, 4321, 0)
+    assert not _backed_up(own, own.parent, capsys)
+    os.chown(own.parent, 1234, 0)
+    assert _backed_up(own, own, capsys)
+    monkeypatch.setattr(operators, "_LOGIN", login)
+    login.write_text("1234")
+    assert not _backed_up(own, own, capsys), "who logged in as its owner, and became root"
+    login.write_text("0")
+    own.parent.chmod(0o777)
+    assert _backed_up(own, own, capsys), "root, who logged in as such, may read all of it anyway"
+
+
 def test_an_operator_searches_nothing(tmp_path: Path) -> None:
     folder = Folder(tmp_path, operator=[f"ours/{me()}"])
     policies = Policies.load(folder.policies)

@@ -23,6 +23,7 @@ from he_engine.errors import DamagedDataError, InvalidInput, TamperedDataError
 from he_server.access.access import Access, Caller
 from he_server.access.principals import Principal
 from he_server.access.resources import Server
+from he_server.access.settled_path import settled
 from he_server.audit.keys import open_keys
 from he_server.audit.log import OPERATORS, AuditLog
 from he_server.config import ServerConfig
@@ -65,15 +66,17 @@ def record(config: ServerConfig) -> None:
         files.sync_folder(config.data)
 
 
-def require(data: Path, action: str) -> None:
-    """Decides whether the user who runs this process may do this with the folder, and writes it down.
+def require(folder: Path, action: str) -> Path:
+    """Decides whether the user who runs this process may do this with the folder, and writes it down. The path to do it
+    with: what was decided for that one must not be done by the path that was given, which may lead elsewhere by then.
 
-    Raises PermissionDenied; InvalidInput, NotFound, MissingExtra where the policies cannot be loaded; ReadOnlyError,
-    Unavailable, LimitExceeded where it cannot be written down; TamperedDataError (the folder's record, or the log of
-    its operators), DamagedDataError.
+    Raises PermissionDenied; NotFound, InvalidInput (others can lead the path elsewhere); InvalidInput, NotFound,
+    MissingExtra where the policies cannot be loaded; ReadOnlyError, Unavailable, LimitExceeded where it cannot be
+    written down; TamperedDataError (the folder's record, or the log of its operators), DamagedDataError.
     """
+    data = settled(folder, _login())
     if (said := _read(data)) is None:
-        return
+        return data
     policies = None
     if said.policies:
         from he_server.access.policy import Policies  # its package is of the extra `server`
@@ -83,6 +86,7 @@ def require(data: Path, action: str) -> None:
     with contextlib.ExitStack() as opened:
         audit = opened.enter_context(_log(data)) if said.audit else None
         Access(policies=policies, audit=audit).require(caller, action, Server(said.tenant))
+    return data
 
 
 def _read(data: Path) -> Record | None:
@@ -139,12 +143,17 @@ def _as_owner(data: Path) -> Iterator[None]:
 def _user() -> str:
     """Who logged in, which sudo and su keep; without a login, whom this process runs as. A number where the name has
     other characters than names may have."""
-    user = os.geteuid()
-    with contextlib.suppress(OSError, ValueError):
-        login = int(_LOGIN.read_text())
-        user = user if login == _NO_LOGIN else login
+    login = _login()
+    user = os.geteuid() if login is None else login
     with contextlib.suppress(KeyError, InvalidInput):
         name = pwd.getpwuid(user).pw_name
         Principal(f"os:{name}", "local", frozenset(), "os")
         return name
     return str(user)
+
+
+def _login() -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        login = int(_LOGIN.read_text())
+        return None if login == _NO_LOGIN else login
+    return None

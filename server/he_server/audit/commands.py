@@ -99,8 +99,7 @@ def _head(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    folders = _folders(arguments.data)
-    require(arguments.data, "ReadAudit")
+    folders = _folders(require(arguments.data, "ReadAudit"))
     kek = open_kek(arguments.kek) if arguments.kek else None
     said = [_said(whose, folder, kek) for whose, folder in folders.items()]
     for fields in heapq.merge(*said, key=lambda fields: str(fields.get("time"))):

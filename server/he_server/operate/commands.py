@@ -59,11 +59,11 @@ def _add_fsck(subparsers: Any) -> None:
 def _fsck(arguments: argparse.Namespace) -> int:
     if arguments.source is not None and not arguments.repair:
         raise InvalidInput("--from: it says where to repair from; give --repair, too")
-    require(arguments.data, "Fsck")
+    data, source = require(arguments.data, "Fsck"), None
     if arguments.source is not None:
-        require(arguments.source, "Backup")  # what it brings is a copy of that folder
+        source = require(arguments.source, "Backup")  # what it brings is a copy of that folder
     kek = open_kek(arguments.kek) if arguments.kek else None
-    found = check(arguments.data, kek, repair=arguments.repair, source=arguments.source)
+    found = check(data, kek, repair=arguments.repair, source=source)
     lines = [_UNSEALED] if kek and not found.sealed and (found.clean or found.collections) else []
     lines += [f"repair: {text}" for text in found.repaired]
     lines += [f"left over: {text} (a server removes it in time, --repair now)" for text in found.leftovers]
@@ -88,8 +88,7 @@ def _add_backup(subparsers: Any) -> None:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    data = data_folder(arguments)
-    require(data, "Backup")
+    data = require(data_folder(arguments), "Backup")
     return _copied(arguments, backup(data, arguments.target, progress(arguments)), "backed up", arguments.target)
 
 
@@ -152,8 +151,7 @@ def _kek_new(arguments: argparse.Namespace) -> int:
 
 
 def _kek_rotate(arguments: argparse.Namespace) -> int:
-    data = data_folder(arguments)
-    require(data, "RotateKeys")
+    data = require(data_folder(arguments), "RotateKeys")
     kek, previous = open_kek(arguments.kek), open_kek(arguments.previous_kek)
     with _stopped(data):
         if not (before := wrapped_key(data / "catalogue.sqlite")):
@@ -190,8 +188,7 @@ def _add_rekey(subparsers: Any) -> None:
 
 
 def _rekey(arguments: argparse.Namespace) -> int:
-    data = data_folder(arguments)
-    require(data, "RotateKeys")
+    data = require(data_folder(arguments), "RotateKeys")
     kek = open_kek(arguments.kek)
     with _stopped(data):
         if arguments.folder_key:
