@@ -372,8 +372,16 @@ def test_root_writes_as_the_folders_owner(tmp_path: Path) -> None:
     assert written and {path.stat().st_uid for path in written} == {65534} and os.geteuid() == 0
     treasure = tmp_path / "treasure"
     treasure.write_text("root's")
-    treasure.chmod(0o600)
-    (folder.data / OPERATORS / "log").unlink()
+    os.chown(treasure, 0, 4321)
+    treasure.chmod(0o660)
+    for name in ("log", "head"):
+        (folder.data / OPERATORS / name).unlink()
     (folder.data / OPERATORS / "log").symlink_to(treasure)
-    assert main(folder.commands()["Backup"]) != 0
+    groups = os.getgroups()
+    os.setgroups([4321])  # such as disk or docker, which root's login has
+    try:
+        assert main(folder.commands()["Backup"]) != 0
+        assert os.getgroups() == [4321]
+    finally:
+        os.setgroups(groups)
     assert treasure.read_text() == "root's"

@@ -127,17 +127,22 @@ def _log(data: Path) -> Iterator[AuditLog]:
 def _as_owner(data: Path) -> Iterator[None]:
     """Root becomes the folder's owner: what it writes stays theirs, and no link of theirs leads it anywhere that they
     could not write themselves."""
+    user, group, groups = os.geteuid(), os.getegid(), os.getgroups()
     with files.storage_errors("opening the operators' audit log"):
-        owner, user, group = data.stat(), os.geteuid(), os.getegid()
-        if other := user == 0 != owner.st_uid:
-            os.setegid(owner.st_gid)
-            os.seteuid(owner.st_uid)
+        owner = data.stat()
+    other = user == 0 != owner.st_uid
     try:
+        if other:
+            with files.storage_errors("opening the operators' audit log"):
+                os.setgroups([])
+                os.setegid(owner.st_gid)
+                os.seteuid(owner.st_uid)
         yield
     finally:
         if other:
             os.seteuid(user)
             os.setegid(group)
+            os.setgroups(groups)
 
 
 def _user() -> str:
