@@ -71,13 +71,14 @@ class World:
         self.service.close()
 
     def audited(self, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-        """What is in the audit log, once it is closed and its chain is right."""
+        """What is in the server's audit log, once it is closed and its chain is right."""
         self.close()
         capsys.readouterr()
         assert main(["audit", "verify", str(self.config.data)]) == 0
         capsys.readouterr()
         assert main(["audit", "show", str(self.config.data), "--json"]) == 0
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [line for line in lines if line["log"] == "server"]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from he_engine.errors import Conflict, HesearchError, InvalidInput, MissingExtra
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.access.access import Access
 from he_server.config import ServerConfig
+from he_server.observe import endpoint
 from he_server.observe.endpoint import MetricsEndpoint
 from he_server.observe.metrics import Metrics
 from he_server.observe.observing import Observing
@@ -273,6 +275,20 @@ def test_addresses() -> None:
             endpoint_at(listen)
     with endpoint_at("[::1]:0") as endpoint:
         urllib.request.urlopen(f"http://{endpoint.address}/metrics", timeout=60).close()
+
+
+def test_a_request_that_fails_says_not_whose_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> bytes:
+        raise KeyError("9" * 9)  # as the code has no such number
+
+    with observed(tmp_path) as watched:
+        monkeypatch.setattr(endpoint, "generate_latest", fails)
+        with pytest.raises((OSError, HTTPException)):
+            watched.scrape()
+    written = capsys.readouterr().err
+    assert "KeyError" in written and "9" * 9 not in written and "127.0.0.1" not in written
 
 
 def test_off_means_no_port_and_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,12 +39,17 @@ def serving(world: World) -> Iterator[str]:
         yield f"https://localhost:{endpoint.address.rpartition(':')[2]}/metrics"
 
 
-def scrape(world: World, url: str, who: str = "", token: str = "") -> int:
-    """The status. Raises OSError where the handshake fails."""
+def _context(world: World, who: str) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(world.certs / "ca.pem"))
     if who:
         cert = world.certs / "clients" / f"{who}.pem"
         context.load_cert_chain(cert, cert.with_suffix(".key"))
+    return context
+
+
+def scrape(world: World, url: str, who: str = "", token: str = "") -> int:
+    """The status. Raises OSError where the handshake fails."""
+    context = _context(world, who)
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
         with urllib.request.urlopen(request, timeout=60, context=context) as answer:
@@ -112,3 +117,35 @@ def test_who_only_connects_has_no_more_than_the_places_there_are(
             with contextlib.suppress(OSError, HTTPException):
                 status = scrape(world, url, "acme/otto")
         assert status == 200
+
+
+@pytest.mark.parametrize("where", ["plaintext", "handshake", "request"])
+def test_who_sends_a_byte_now_and_then_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """A tenth of a second passes between two bytes, so no single wait is too long."""
+    monkeypatch.setattr(module, "is_loopback", lambda *_: where == "plaintext")
+    monkeypatch.setattr(module, "_REQUEST_S", 1.0)
+    world = World(tmp_path, operating_tenant="acme")
+    with serving(world) as url, contextlib.ExitStack() as opened:
+        address = ("127.0.0.1", int(url.split(":")[2].partition("/")[0]))
+        slow = opened.enter_context(socket.create_connection(address, 30))
+        if where == "request":
+            slow = opened.enter_context(_context(world, "acme/otto").wrap_socket(slow, server_hostname="localhost"))
+        begun = b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03"  # a ClientHello of 16 KiB
+        slow.sendall(begun if where == "handshake" else b"GET /metrics HTTP/1.0\r\nUser-Agent: ")
+        slow.settimeout(0.1)
+        assert _is_cut_off(slow)
+    assert not capsys.readouterr().err, "and nobody writes where it came from"
+
+
+def _is_cut_off(slow: socket.socket) -> bool:
+    for _ in range(100):
+        try:
+            slow.sendall(b"a")
+            return slow.recv(1) == b""
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False

@@ -7,9 +7,11 @@ do, policies decide `ReadMetrics` of the server, and the audit log has a line of
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -31,9 +33,11 @@ from he_server.access.resources import Server
 from he_server.config import ServerConfig
 from he_server.rpc.listening import is_loopback, split_address
 
-_REQUEST_S = 5.0  #: for a scraper to say what it wants, and to take it
+_REQUEST_S = 5.0  #: for a scraper to say who it is and what it wants, and to take it
 CONNECTIONS = 32  #: at a time, each with a thread; more are closed, as nobody has said yet who they are
 _STATUS = {Unauthenticated: 401, PermissionDenied: 403, NotFound: 404, QuotaExceeded: 429}
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsEndpoint:
@@ -96,6 +100,7 @@ class _Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._tls = tls
         self._places = threading.BoundedSemaphore(CONNECTIONS)
+        self._ends_s: dict[socket.socket, float] = {}  # by connection (a second descriptor: TLS takes the first)
         super().__init__((host, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -114,22 +119,35 @@ class _Server(ThreadingHTTPServer):
         finally:
             self._places.release()
 
+    def service_actions(self) -> None:
+        """Every half a second: a connection that is over its time ends, wherever it is: its thread meets the end."""
+        for connection, end_s in list(self._ends_s.items()):
+            if time.monotonic() > end_s:
+                with contextlib.suppress(OSError):  # it has ended by itself
+                    connection.shutdown(socket.SHUT_RDWR)
+
     def finish_request(self, request: Any, client_address: Any) -> None:
         """In the thread of the connection. The files of TLS are read for each, so a new certificate needs no signal."""
-        if self._tls is None:
-            super().finish_request(request, client_address)
-            return
-        with contextlib.suppress(OSError, InvalidInput):  # a handshake that fails, or files that are just replaced
-            request.settimeout(_REQUEST_S)
-            with _tls(self._tls).wrap_socket(request, server_side=True) as private:
-                super().finish_request(private, client_address)
+        # What fails: the connection, the handshake, or files that are just replaced.
+        with contextlib.suppress(OSError, InvalidInput), request.dup() as connection:
+            self._ends_s[connection] = time.monotonic() + _REQUEST_S
+            try:
+                if self._tls is None:
+                    super().finish_request(request, client_address)
+                    return
+                with _tls(self._tls).wrap_socket(request, server_side=True) as private:
+                    super().finish_request(private, client_address)
+            finally:
+                del self._ends_s[connection]
+
+    def handle_error(self, *_: object) -> None:
+        _log.exception("metrics: a request failed")
 
 
 class _Handler(BaseHTTPRequestHandler):
     registry: CollectorRegistry
     access: Access | None  #: None: on loopback, where nothing is asked
     tenant: str  #: that operates the server
-    timeout = _REQUEST_S
 
     def do_GET(self) -> None:
         try:
@@ -149,8 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _require(self, access: Access) -> None:
-        """Raises Unauthenticated, QuotaExceeded, PermissionDenied, ReadOnlyError, Unavailable."""
-        shown = self.connection.getpeercert(binary_form=True)
+        """Raises Unauthenticated, QuotaExceeded, PermissionDenied, ReadOnlyError, Unavailable; OSError where nobody is
+        there any more."""
+        try:
+            shown = self.connection.getpeercert(binary_form=True)
+        except ValueError:  # TLS has met an error, such as an end
+            raise ConnectionAbortedError from None
         seen = {"transport_security_type": [b"ssl"]}
         if shown:
             seen["x509_pem_cert"] = [ssl.DER_cert_to_PEM_cert(shown).encode()]
