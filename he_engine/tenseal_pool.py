@@ -6,7 +6,7 @@ turned against could give wrong answers, not run code here.
 
 A worker that dies, or takes longer than its job may, is replaced, and the job is done once more: it may have been
 killed for what others did. If its successor ends so, too, what was asked is refused, with an error after which clients
-do not ask again.
+do not ask again; if the same queries come again all the same, no worker is asked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from he_engine import errors
@@ -31,6 +32,7 @@ from he_engine.tenseal_worker import receive_message, send_message, wait_until
 
 TRIES = 2
 START_S = 60.0  #: for a process to start
+REMEMBERED = 256  #: refusals; of 64 queries at most (MAX_QUERIES), 4 MiB in all
 _ERROR_BYTES = 4096
 #: NumPy's libraries start threads as they load. Landlock would not hold those: it binds the thread that asks for it.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -138,8 +140,35 @@ class Job:
     limit_s: float
 
 
-def ask(workers: Sequence[Worker], jobs: Sequence[Job], descriptors: Sequence[int] = ()) -> list[bytearray]:
-    """Each worker its own job, all at the same time; `workers` in the same order at every call.
+class Refusals:
+    """The latest queries that were refused together, by their digests: which of them is to blame is not known, nor
+    whether it was a block. As clients encrypt each query anew, only who asked them asks them again. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._latest: deque[frozenset[str]] = deque(maxlen=REMEMBERED)
+
+    def add(self, digests: Sequence[str]) -> None:
+        if not self._known(digests):
+            self._latest.append(frozenset(digests))
+
+    def require_none(self, digests: Sequence[str]) -> None:
+        """Raises InvalidInput where these queries, or some of them by themselves, were refused before."""
+        if self._known(digests):
+            raise InvalidInput("tenseal: got queries that the engine refused, or could not bear, before")
+
+    def _known(self, digests: Sequence[str]) -> bool:
+        asked = set(digests)
+        return any(refused <= asked for refused in self._latest.copy())
+
+
+def ask(
+    workers: Sequence[Worker],
+    jobs: Sequence[Job],
+    descriptors: Sequence[int] = (),
+    check: Callable[[], object] = bool,
+) -> list[bytearray]:
+    """Each worker its own job, all at the same time; `workers` in the same order at every call. `check` is called when
+    no other call has them, and may raise.
 
     Raises what a worker reported, InvalidInput where one ended or went over its time twice, Unavailable after `close`.
     """
@@ -147,6 +176,7 @@ def ask(workers: Sequence[Worker], jobs: Sequence[Job], descriptors: Sequence[in
     with contextlib.ExitStack() as stack:
         for worker in workers:
             stack.enter_context(worker.lock)
+        check()
         try:
             for _ in range(TRIES):
                 _try(workers, jobs, descriptors, replies)

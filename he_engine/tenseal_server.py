@@ -6,6 +6,7 @@ Holds no key and imports nothing that decrypts; only the workers load TenSEAL (h
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import zlib
@@ -24,7 +25,7 @@ from he_engine.tenseal_format import (
     check_dim,
 )
 from he_engine.tenseal_limits import LEAST_S, job_s
-from he_engine.tenseal_pool import Job, QueryFiles, Worker, ask
+from he_engine.tenseal_pool import Job, QueryFiles, Refusals, Worker, ask
 
 CACHE_BYTES = 1 << 30  #: ciphertexts kept parsed, all workers together: 64 KiB each
 _CHECKED = 64  #: ciphertexts checked at a time: 2 MiB
@@ -45,6 +46,7 @@ class TensealServer:
             raise MissingExtra(INSTALL)
         self._workers = [Worker(dim, cache_bytes // workers) for _ in range(workers)]
         self._queries = QueryFiles()
+        self._refusals = Refusals()
 
     @property
     def query_bytes(self) -> int:
@@ -102,7 +104,7 @@ class TensealServer:
 
         Raises InvalidInput (a range outside the segment, the number), ResidueError, NotFound (the file is gone),
         Unavailable (the engine is closed). Also InvalidInput: worker processes ended or went over their time for it,
-        one after the other, so these blocks or one of these queries break the engine.
+        one after the other, so these blocks or one of these queries break the engine; or they did so before.
         """
         self._check_lengths(queries)
         if first_block < 0 or blocks < 1 or first_block + blocks > index.blocks:
@@ -122,7 +124,12 @@ class TensealServer:
                 )
                 for mine in (numbers[owners == worker].tolist() for worker in busy)
             ]
-            replies = ask([self._workers[worker] for worker in busy], jobs, (index_file, query_file))
+            try:
+                check = functools.partial(self._refusals.require_none, names)
+                replies = ask([self._workers[worker] for worker in busy], jobs, (index_file, query_file), check)
+            except InvalidInput:
+                self._refusals.add(names)
+                raise
         answers = np.empty((len(queries), blocks, ANSWER_BYTES), np.uint8)
         for worker, reply in zip(busy, replies, strict=True):
             answers[:, owners == worker] = np.frombuffer(reply, np.uint8).reshape(len(queries), -1, ANSWER_BYTES)

@@ -539,8 +539,9 @@ def test_a_query_that_breaks_tenseal(tmp_path: Path, rng: np.random.Generator, m
         client = TensealClient(endpoint, rng)
         query = client.ciphertexts(1)
         expected = _residues(client.answer([query]))
-        with pytest.raises(InvalidInput, match="2 worker processes ended"):
-            client.answer([poisoned(query, CRASH)])
+        for said in ("2 worker processes ended", "could not bear, before"):
+            with pytest.raises(InvalidInput, match=said):
+                client.answer([poisoned(query, CRASH)])
         assert _residues(client.answer([query])) == expected
 
 

@@ -75,7 +75,7 @@ def test_what_breaks_a_worker_is_refused(
     assert one_left[0] in pids(server) and None not in pids(server)
     bad = stored(poisoned(ciphertexts(rng, 2), kind))
     with pytest.raises(InvalidInput, match="2 worker processes ended"):
-        server.answer(bad, 0, 2, [query])
+        server.answer(bad, 0, 2, [ciphertexts(rng)])
     assert server.answer(index, 0, 2, [query]) == expected
     assert server.answer(bad, 1, 1, [query]), "the block beside it is sound"
 
@@ -103,6 +103,57 @@ def test_a_job_over_its_time_is_ended(
     thread.join()
     assert refused
     assert server.answer(index, 0, 1, [query]) == first
+
+
+def test_what_broke_workers_is_refused_at_once_when_it_comes_again(
+    server: TensealServer, stored: Callable[[bytes], IndexFile], rng: np.random.Generator
+) -> None:
+    """Also among others, who are answered without it; of one that broke in company nobody knows more."""
+    index, sound = stored(ciphertexts(rng, 2)), [ciphertexts(rng) for _ in range(2)]
+    bad = poisoned(ciphertexts(rng), CRASH)
+    for broke in ([sound[0], bad], [bad]):
+        with pytest.raises(InvalidInput, match="2 worker processes ended"):
+            server.answer(index, 0, 2, broke)
+        expected, before = server.answer(index, 0, 2, sound), pids(server)
+        for again in (broke, [bad, *sound]):
+            with pytest.raises(InvalidInput, match="before"):
+                server.answer(index, 0, 2, again)
+        assert pids(server) == before and server.answer(index, 0, 2, sound) == expected
+
+
+def test_who_waits_with_it_is_refused_without_another_try(
+    server: TensealServer,
+    stored: Callable[[bytes], IndexFile],
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As other units of the search that brought it, which are asked for before its first one is given up."""
+    monkeypatch.setattr(tenseal_server, "job_s", lambda *_: SHORT_S)
+    index, query = stored(ciphertexts(rng)), poisoned(ciphertexts(rng), SPIN)
+    errors: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(InvalidInput) as caught:
+            server.answer(index, 0, 1, [query])
+        errors.append(str(caught.value))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted("before" in error for error in errors) == [False, True, True]
+
+
+def test_so_many_refusals_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenseal_pool, "REMEMBERED", 2)
+    refusals = tenseal_pool.Refusals()
+    for digests in (["a"], ["b", "c"], ["d", "b", "c"], ["d"]):
+        refusals.add(digests)
+    refusals.require_none(["a", "b"])
+    for digests in (["c", "b"], ["a", "d"]):
+        with pytest.raises(InvalidInput, match="before"):
+            refusals.require_none(digests)
 
 
 def test_the_kernel_ends_a_job_too(
