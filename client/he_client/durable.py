@@ -42,6 +42,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """And those that it lies in, where they are missing. `mode` is for the last. Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent, 0o777)
+        folder.mkdir(mode, exist_ok=True)
+        sync_folder(folder.parent)
+
+
 @contextlib.contextmanager
 def file_errors(path: Path, what: str) -> Iterator[None]:
     """What the system says becomes NotFound, AlreadyExists, or HesearchError with its words."""
@@ -53,3 +61,12 @@ def file_errors(path: Path, what: str) -> Iterator[None]:
         raise AlreadyExists(f"{what} {path}: exists") from None
     except OSError as error:
         raise HesearchError(f"{what} {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def state_errors(folder: Path, what: str) -> Iterator[None]:
+    """What the system says becomes HesearchError: no NotFound, which means to a search that a segment has gone."""
+    try:
+        yield
+    except OSError as error:
+        raise HesearchError(f"{what} {folder}: {error.strerror}") from None

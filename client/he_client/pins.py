@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from he_client.durable import file_errors, new_file
+from he_client.durable import make_folder, new_file, state_errors
 from he_engine.errors import FormatVersionError, RollbackError, TamperedDataError
 from he_engine.keys import length_prefixed
 
@@ -82,7 +82,7 @@ class Pins:
         self._lock = threading.Lock()
         self._memory: dict[str, Pin] = {}
         if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
 
     def require(self, name: str, manifest: Manifest) -> None:
         """Raises RollbackError or TamperedDataError unless the manifest extends the pin, if there is one."""
@@ -140,7 +140,7 @@ class Pins:
         if self._folder is None:
             yield
             return
-        with file_errors(self._folder, "pins"):
+        with state_errors(self._folder, "pins"):
             descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from he_client.durable import file_errors
+from he_client.durable import make_folder, state_errors, sync_folder
 from he_client.parts import part_of
 from he_engine.errors import TamperedAnswerError
 from he_proto.v1 import hesearch_pb2 as pb
@@ -31,7 +31,7 @@ class Rejections:
         self._lock = threading.Lock()
         self._counts: Counter[bytes] = Counter()  # by digest of the fingerprint
         if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
 
     def require(self, entries: Iterable[pb.SegmentEntry]) -> None:
         """Raises TamperedAnswerError where the fingerprint of one is worn; the answer is not looked at then."""
@@ -47,29 +47,42 @@ class Rejections:
         return digest is not None and self._count(digest) >= MAX
 
     def add(self, entries: Iterable[pb.SegmentEntry]) -> None:
-        """One more for each of these: an answer was rejected that concerned them all."""
-        for digest in filter(None, map(_digest, entries)):
-            with self._lock:
-                self._counts[digest] += 1
-            if self._folder is not None:
-                with file_errors(self._folder, "rejections"):
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                    descriptor = os.open(self._path(digest), flags, 0o600)
-                    try:
-                        os.write(descriptor, b"x")
-                        os.fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
+        """One more for each of these: an answer was rejected that concerned them all. On the disk when it returns.
+
+        Raises TamperedAnswerError where the folder cannot be written: it is counted in memory then."""
+        digests = [digest for digest in map(_digest, entries) if digest]
+        with self._lock:
+            self._counts.update(digests)
+        if self._folder is None:
+            return
+        try:
+            for digest in digests:
+                self._append(self._folder, digest)
+        except OSError as error:
+            raise TamperedAnswerError(
+                f"answer: it was rejected, which could not be counted in {self._folder}: {error.strerror}"
+            ) from None
+
+    def _append(self, folder: Path, digest: bytes) -> None:
+        descriptor = os.open(self._path(digest), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, b"x")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_folder(folder)  # every time: another process may have made the file, and not have synced its name yet
 
     def _count(self, digest: bytes) -> int:
+        """Raises HesearchError where the folder cannot be read."""
         with self._lock:
             count = self._counts.get(digest, 0)
         if self._folder is None:
             return count
-        try:
-            return max(count, self._path(digest).stat().st_size)
-        except FileNotFoundError:
-            return count
+        with state_errors(self._folder, "rejections"):
+            try:
+                return max(count, self._path(digest).stat().st_size)
+            except FileNotFoundError:
+                return count
 
     def _path(self, digest: bytes) -> Path:
         assert self._folder is not None

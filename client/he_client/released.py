@@ -17,12 +17,11 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
+from he_client.durable import make_folder, state_errors
 from he_client.parts import part_of
-from he_engine.errors import HesearchError
 from he_engine.params import Parameters, Profile
 from he_proto import wire
 from he_proto.v1 import hesearch_pb2 as pb
@@ -63,7 +62,7 @@ class Released:
         self._lock = threading.Lock()
         self._counts: dict[bytes, dict[int, int]] = {}  # by index, by block; without a folder
         if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
 
     def add(self, answers: Mapping[Block, int]) -> int:
         """So many answers more for each of these blocks. Returns the largest count that one of them has now, or 0.
@@ -81,7 +80,7 @@ class Released:
                 for block, number in blocks.items():
                     counts[block] = counts.get(block, 0) + number
                 return max(counts[block] for block in blocks)
-        with self._errors():
+        with state_errors(self._folder, "released answers"):
             descriptor = os.open(self._path(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -94,7 +93,7 @@ class Released:
         if self._folder is None:
             with self._lock:
                 return max(self._counts.get(index_digest(entry), {}).values(), default=0)
-        with self._errors():
+        with state_errors(self._folder, "released answers"):
             path = self._path(index_digest(entry))
             raw = path.read_bytes() if path.exists() else b""
         return max((count for (count,) in _COUNT.iter_unpack(raw[: len(raw) // _COUNT.size * _COUNT.size])), default=0)
@@ -102,14 +101,6 @@ class Released:
     def _path(self, index: bytes) -> Path:
         assert self._folder is not None
         return self._folder / f"{index.hex()}.released"
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """No NotFound, which would mean to a search that a segment has gone."""
-        try:
-            yield
-        except OSError as error:
-            raise HesearchError(f"released answers {self._folder}: {error.strerror}") from None
 
 
 def _count(descriptor: int, block: int, number: int) -> int:
