@@ -23,8 +23,9 @@ from he_server.access.principals import Principal
 from he_server.access.resources import Collection
 from he_server.audit.log import OPERATORS
 from he_server.config import ServerConfig
+from he_server.operate.fsck import check
 from he_server.service import Service
-from he_server.storage.kek import new_kek_file
+from he_server.storage.kek import new_kek_file, open_kek
 from he_server.storage.store import Store
 from tests.audit_fixture import entry
 from tests.test_server_cli import Served
@@ -313,6 +314,30 @@ def test_a_backup_has_the_log_and_asks_nobody(tmp_path: Path, capsys: pytest.Cap
     ] * 2
 
 
+def test_no_backup_has_the_key_of_the_log_and_a_server_makes_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that an earlier version left in the target goes. After the restored server's start the log goes on."""
+    folder = Folder(tmp_path, operator=[f"ours/{me()}"])
+    assert check(folder.data, open_kek(folder.kek)).clean, "a key without a log, as nobody has operated it yet"
+    assert main(folder.commands()["Fsck"]) == 0
+    key, backup = (folder.data / OPERATORS / "keys").read_bytes(), tmp_path / "backup"
+    assert main(folder.commands()["Backup"]) == 0
+    (backup / OPERATORS / "keys").write_bytes(key)
+    assert main(folder.commands()["Backup"]) == 0
+    files = [path for path in backup.rglob("*") if path.is_file()]
+    assert len(files) > 5 and not [path for path in files if key[1:] in path.read_bytes()]
+    head = tmp_path / "head"
+    head.write_bytes((backup / OPERATORS / "head").read_bytes())
+    folder.data = tmp_path / "restored"
+    assert main(["restore", str(backup), str(folder.data)]) == 0
+    folder.serve().close()
+    assert main(folder.commands()["Fsck"]) == 0
+    assert (folder.data / OPERATORS / "keys").read_bytes() == key
+    assert main(["audit", "verify", str(folder.data), "--head", str(head)]) == 0
+    assert [line["action"] for line in folder.said(capsys)] == ["Fsck", "Backup", "Backup", "Fsck"]
+
+
 def test_the_last_start_of_the_server_says_who_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Folder(tmp_path)
     backing_up = folder.commands()["Backup"]
@@ -338,6 +363,7 @@ def test_a_folder_that_no_server_has_configured_asks_nobody(tmp_path: Path) -> N
 
 def test_what_cannot_be_written_down_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Folder(tmp_path, operator=[f"ours/{me()}"])
+    shutil.rmtree(folder.data / OPERATORS)
     (folder.data / OPERATORS).write_text("no folder")
     assert main(folder.commands()["Backup"]) == 8
     assert "operators' audit log" in capsys.readouterr().err and not (tmp_path / "backup").exists()

@@ -53,7 +53,7 @@ class _Log:
 
     def put(self, **changed: bytes) -> None:
         for path in self.folder.iterdir():
-            if path.name not in _FILES:
+            if path.name not in _FILES and path.is_file():
                 path.unlink()
         for name, content in {**self.files, **changed}.items():
             (self.folder / name).write_bytes(content)

@@ -108,7 +108,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _said(whose: str, folder: Path, kek: KeyProvider | None) -> Iterator[dict[str, Any]]:
-    key = read_sealing_key(folder, kek) if kek else None
+    key = read_sealing_key(folder, kek) if kek and whose == "server" else None  # the operators' log is never sealed
     for fields in entries(folder, key):
         yield {"log": whose, **fields}
 

@@ -1,7 +1,8 @@
 """The keys of an audit log, in the file `keys` of its folder: 0 ‖ root, or 1 ‖ root wrapped by a key-encryption key.
 
 From the root (32 random bytes, made with the log) derive the Ed25519 key that signs heads, whose public half is the
-log's id, and the key that seals entries where there is a KEK.
+log's id, and the key that seals entries where there is a KEK. The root of the operators' log derives from the server's:
+commands find it without a KEK, so it is not wrapped, and a backup needs no copy of it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ _PLAIN, _WRAPPED = b"\x00", b"\x01"
 
 
 def open_keys(
-    folder: Path, kek: KeyProvider | None = None, previous_kek: KeyProvider | None = None
+    folder: Path,
+    kek: KeyProvider | None = None,
+    previous_kek: KeyProvider | None = None,
+    derived: Path | None = None,
 ) -> tuple[Ed25519PrivateKey, RootKey | None]:
     """What signs, and what seals where there is a kek, in the log in `folder`; made where there is none. An unsealed
     log is sealed from the first kek on; one under `previous_kek` is put under `kek`. No server may have it open.
+    `derived`: the folder of a log that gets the root that derives from this one, unless it has its own.
 
     Raises InvalidInput (sealed, and no kek), WrongKeyError, TamperedDataError, Unavailable, LimitExceeded,
     ReadOnlyError.
@@ -49,6 +54,10 @@ def open_keys(
                 raise error from None
     if not settled:
         replace_file(path, _WRAPPED + kek.wrap(root, _CONTEXT) if kek else _PLAIN + root)
+    if derived is not None and not (derived / KEYS).exists():
+        with files.storage_errors("making the operators' audit log"):
+            files.make_folder(derived, 0o700)
+        replace_file(derived / KEYS, _PLAIN + RootKey(root).derive("audit of operators"))
     signer = Ed25519PrivateKey.from_private_bytes(RootKey(root).derive("audit signer"))
     return signer, _sealing(root) if kek else None
 

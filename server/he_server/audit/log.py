@@ -236,6 +236,6 @@ class AuditLog:
 
 
 def open_audit_log(data: Path, kek: KeyProvider | None = None, previous_kek: KeyProvider | None = None) -> AuditLog:
-    """That of a data folder, which this process has locked. Raises as AuditLog, and InvalidInput (sealed, and no kek),
-    WrongKeyError."""
-    return AuditLog(data / FOLDER, *open_keys(data / FOLDER, kek, previous_kek))
+    """That of a data folder, which this process has locked; the operators' log gets its key. Raises as AuditLog, and
+    InvalidInput (sealed, and no kek), WrongKeyError."""
+    return AuditLog(data / FOLDER, *open_keys(data / FOLDER, kek, previous_kek, data / OPERATORS))

@@ -217,11 +217,10 @@ class _Copying:
     def _clean(self, entries: Mapping[str, Entry]) -> None:
         """What no longer belongs to it."""
         with contextlib.suppress(OSError):
-            for path in self._incoming.iterdir():
-                files.remove(path)
-            for folder in (self._target / "segments").iterdir():
-                for path in folder.iterdir():
+            for pattern in ("incoming/*", "audit/*", "audit/operators/*", "segments/*/*"):
+                for path in self._target.glob(pattern):
                     if str(path.relative_to(self._target)) not in entries:
                         files.remove(path)
+            for folder in (self._target / "segments").iterdir():
                 if not any(folder.iterdir()):
                     folder.rmdir()

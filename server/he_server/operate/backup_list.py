@@ -23,9 +23,9 @@ from he_server.storage.files import NewFile
 
 FORMAT = 1
 CATALOGUE, LIST, LOCK = "catalogue.sqlite", "backup.json", "backup.lock"
-AUDIT = tuple(  #: in this order: a log, which grows, is not behind its head then
-    f"{folder}/{name}" for folder in ("audit", "audit/operators") for name in ("head", "log", "keys")
-)
+#: In this order: a log, which grows, is not behind its head then. Without audit/operators/keys, which nobody wraps: a
+#: server's start makes it again.
+AUDIT = ("audit/head", "audit/log", "audit/keys", "audit/operators/head", "audit/operators/log")
 PLACE = re.compile(
     r"catalogue\.sqlite|audit/(operators/)?(head|log|keys)|segments/[0-9a-f]{32}/[0-9a-f]{64}(\.[1-9][0-9]{0,9})?"
 )

@@ -143,8 +143,9 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
         if strays and not (catalogue.exists() and catalogue.stat().st_size):
             rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
     found = Findings(rows, list(rows.problems), strays, unfinished)
-    for what, folder in {"audit log": root / AUDIT, "operators' audit log": root / OPERATORS}.items():
-        if any((folder / name).exists() for name in (LOG, HEAD, KEYS)) and (problem := _audit_problem(folder)):
+    logs = {"audit log": (AUDIT, LOG, HEAD, KEYS), "operators' audit log": (OPERATORS, LOG, HEAD)}  # has keys before
+    for what, (folder, *names) in logs.items():
+        if any((root / folder / name).exists() for name in names) and (problem := _audit_problem(root / folder)):
             found.problems.append(f"{what}: {problem}; `hesearch audit verify` and docs/audit.md say more")
     for key, (record, _) in rows.segments.items():
         try:
