@@ -102,10 +102,11 @@ $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 # the end make fails. The committed ones, and docs/reliability.md, anew:
 #     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
 RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
-TORTURES := kill_server kill_client soak overload restarts faults_power faults_errors faults_kill fuzz seal bitflips \
+TORTURES := kill_server kill_client crash_postgres soak overload restarts faults_power faults_errors faults_kill fuzz seal bitflips \
 	malicious
 full_kill_server := --runs 1000
 full_kill_client := --runs 500
+full_crash_postgres := --runs 50
 full_soak := --seconds 1800
 full_overload := --seconds 120
 full_restarts := --runs 50
@@ -116,6 +117,7 @@ full_bitflips := --runs 10000
 full_malicious := --lies 20000
 short_kill_server := --runs 60
 short_kill_client := --runs 60
+short_crash_postgres := --runs 10
 short_soak := --seconds 180
 short_overload := --seconds 30
 short_restarts := --runs 10

@@ -37,9 +37,11 @@ def uploaded(store: Store, contents: Sequence[bytes], collection_id: bytes = COL
     return upload.segment.description.segment_id
 
 
-def made(root: Path, kek: KeyProvider | None, segments: Iterable[Sequence[bytes]] = ()) -> list[bytes]:
+def made(
+    root: Path, kek: KeyProvider | None, segments: Iterable[Sequence[bytes]] = (), catalogue: str = ""
+) -> list[bytes]:
     """A closed data folder with the collection at version 2 and these segments live in it; their ids."""
-    store = Store(root, kek=kek)
+    store = Store(root, catalogue=catalogue, kek=kek)
     store.create(RECORD, b"sealed", 10)
     live = [uploaded(store, contents) for contents in segments]
     store.commit(RECORD, 1, b"sealed 2", live)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from he_client import Hit, collection
-from tests.torture import crowd, kill_client, kill_server, overload, report, restarts, soak
+from tests.torture import crash_postgres, crowd, kill_client, kill_server, overload, report, restarts, soak
 from tests.torture.oracle import Findings, examine
 from tests.torture.rows import OWNED, Owner, Rows, payload, vector
 from tests.torture.slope import robust_slope
@@ -132,6 +132,15 @@ def test_kill_client() -> None:
     tally = tortured(kill_client.run, 1, 60)
     assert tally.runs == 60
     assert any(what.endswith(("undone", "kept")) for what in tally.counts)
+
+
+def test_crash_postgres() -> None:
+    try:
+        tally = tortured(crash_postgres.run, 2, 8)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert tally.runs == 8
+    assert "insert acknowledged" in tally.counts
 
 
 def test_soak() -> None:

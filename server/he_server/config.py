@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from he_engine.engine import MAX_QUERIES
 from he_engine.errors import InvalidInput
@@ -35,6 +36,19 @@ def _setting(group: str, doc: str, **rules: Any) -> dict[str, Any]:
     return {"group": group, "doc": doc, **rules}
 
 
+def _require_postgresql(url: str) -> None:
+    """Raises InvalidInput, which does not quote it: it may have a password."""
+    try:
+        parts = urlsplit(url)
+        secret = parts.password is not None or "password" in parse_qs(parts.query)
+    except ValueError:
+        parts, secret = urlsplit(""), False
+    if secret:
+        raise InvalidInput("catalogue: got a password in it, expected it in ~/.pgpass or PGPASSWORD")
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise InvalidInput("catalogue: expected postgresql://USER@HOST/DATABASE, or nothing")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Where the data is, what is listened on, and the limits. Each field's doc is what `--help` and `--print-config`
@@ -55,6 +69,15 @@ class ServerConfig:
     tls_client_ca: str = field(
         default="",
         metadata=_setting("where", "PEM file: authorities, one of which must have signed a client's certificate"),
+    )
+
+    catalogue: str = field(
+        default="",
+        metadata=_setting(
+            "where",
+            "postgresql://USER@HOST/DATABASE that has the catalogue; a password belongs in ~/.pgpass or PGPASSWORD; "
+            "empty: a file in the data folder",
+        ),
     )
 
     policies: str = field(
@@ -262,6 +285,8 @@ class ServerConfig:
             raise InvalidInput("token_issuer: got it without tls_cert; tokens are taken over TLS only")
         if self.insecure and self.tls_cert:
             raise InvalidInput("insecure: got it with tls_cert, expected one of the two")
+        if self.catalogue:
+            _require_postgresql(self.catalogue)
         if self.max_inflight_bytes < self.max_query_bytes:
             raise InvalidInput(
                 f"max_inflight_bytes: got {self.max_inflight_bytes}, expected at least max_query_bytes, "

@@ -49,6 +49,7 @@ class Service:
         self._engines = Engines(make_engine or engine_maker(config))
         self._store = Store(
             config.data,
+            catalogue=config.catalogue,
             kek=open_kek(config.kek) if config.kek else None,
             previous_kek=open_kek(config.previous_kek) if config.previous_kek else None,
             orphan_age_s=config.orphan_age_s,

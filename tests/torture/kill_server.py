@@ -84,7 +84,8 @@ class Writer:
 class Scene:
     """One folder and what happens to it."""
 
-    def __init__(self, seed: int, folder: Path, tally: Tally, *, sealed: bool) -> None:
+    def __init__(self, seed: int, folder: Path, tally: Tally, *options: str, sealed: bool) -> None:
+        """options: of `hesearch serve`."""
         self.tally = tally
         self.where = ""
         self.stopping = threading.Event()
@@ -93,7 +94,7 @@ class Scene:
         self._key = CollectionKey.generate()
         self._kek = f"file:{folder.with_suffix('.kek')}" if sealed else ""
         sealing = ("--kek", self._kek, "--data-key-days", DATA_KEY_DAYS) if sealed else ()
-        self._server = Server(folder, free_port(self._rng), *sealing)
+        self._server = Server(folder, free_port(self._rng), *sealing, *options)
         self._owners = [Owner(seed, number, large=400) for number in (1, 2)]
         self._writers: dict[int, Writer] = {}
         self._moments = Moments(self._rng)
@@ -130,23 +131,29 @@ class Scene:
             writer.start()
         self.shot.wait()
         self._moments.wait()
-        self._server.kill()
+        self.crash()
         self.stopping.set()
         if number % FSCK == FSCK - 1:
             self.fsck()
         if not patient:
             for writer in self._writers.values():
                 writer.close()
-        self._server.start()
+        self.revive()
         if self._kek and self._rng.random() < ROTATIONS:
             time.sleep(self._rng.uniform(0, ROTATION_S))
-            self._server.kill()
-            self._server.start()
+            self.crash()
+            self.revive()
             self.tally.counts["kills soon after a start"] += 1
         for writer in self._writers.values():
             writer.join()
         settle(self._server.address, NAME, self._key, self._owners, self._rng, self.tally, self.where)
         self.tally.runs += 1
+
+    def crash(self) -> None:
+        self._server.kill()
+
+    def revive(self) -> None:
+        self._server.start()
 
     def _hire(self, patient: bool) -> None:
         """Patient clients stay from run to run."""

@@ -75,6 +75,11 @@ def _ms(seconds: dict[str, float], key: str) -> str:
     return f"{1000 * seconds[key]:.0f}"
 
 
+def _crashes(figures: Figures) -> str:
+    lost = sum(count for what, count in figures["counts"].items() if what.startswith("commits without an answer"))
+    return f"{_kills(figures)}; {lost} commits had no answer, and were looked up"
+
+
 def _restarts(figures: Figures) -> str:
     return (
         f"{figures['runs']} restarts, down for {figures['down_s']['median']:.2f} s (median), "
@@ -128,6 +133,16 @@ TESTS = (
         _clean,
         "A client process is killed in the same way in its inserts, upserts, deletes, compactions and reseals. "
         "Another writer goes on, the next process resumes, and all rows are compared as above; none is there twice.",
+    ),
+    Test(
+        "crash of PostgreSQL, which has the catalogue",
+        "crash_postgres",
+        "50 restarts in the middle of commits, 0 lost, 0 twice",
+        _crashes,
+        lambda figures: _clean(figures) and figures["runs"] >= 50,
+        "The server of the first test goes on, and the PostgreSQL of its catalogue is ended as by a crash while "
+        "clients write, and started again. It waits 50 ms within each commit, so that many crashes come while one is "
+        "under way. All rows are compared as above.",
     ),
     Test(
         "soak: 16 clients",
@@ -291,9 +306,9 @@ def render(folder: Path) -> str:
         "",
         "What is done to the server and its clients, and what came of it. Written by `make torture` from the figures "
         "of that run (hours); `make torture TORTURE=short` takes some minutes. Part of `make test` are 60 kills of the "
-        "server, 60 of a client, 3 minutes of soak, 4 restarts and 4 seconds of load. Operations, moments and faults "
-        "follow from the seed in each command; the machine's scheduling does not, so a failure that depends on it may "
-        "take several tries to come back.",
+        "server, 60 of a client, 8 crashes of PostgreSQL, 3 minutes of soak, 4 restarts and 4 seconds of load. "
+        "Operations, moments and faults follow from the seed in each command; the machine's scheduling does not, so a "
+        "failure that depends on it may take several tries to come back.",
         "",
         *(f"{machine}." for machine in machines(run)),
         *table(["", "asked", "measured", "met"], rows),

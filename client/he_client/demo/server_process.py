@@ -34,7 +34,7 @@ class ServerProcess:
             "--listen", "127.0.0.1:0", "--insecure", "--threads", str(threads),
         ]  # fmt: skip
         self.address = ""  #: host:port, when ready
-        self._log = folder / "server.log"
+        self.log = folder / "server.log"
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -46,7 +46,7 @@ class ServerProcess:
 
     def __enter__(self) -> ServerProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb") as log:
+        with self.log.open("wb") as log:
             process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
             )
@@ -73,7 +73,7 @@ class ServerProcess:
             what = "ended before it was ready"
         except queue.Empty:
             what = f"was not ready after {START_S:.0f} s"
-        tail = self._log.read_text(errors="replace")[-LOG_TAIL:].strip()
+        tail = self.log.read_text(errors="replace")[-LOG_TAIL:].strip()
         raise Unavailable(f"the demo's server {what}" + (f":\n{tail}" if tail else ""))
 
     def stop(self) -> None:

@@ -43,6 +43,7 @@ from he_server.operate.fsck import locked
 from he_server.storage import files
 from he_server.storage.database import sqlite_errors
 from he_server.storage.files import PAGE_BYTES, PlainFile
+from he_server.storage.folder import require_own_catalogue
 from he_server.storage.links import Links, linking
 
 _WAIT_S = 60.0  #: for a server's write
@@ -51,9 +52,11 @@ _WAIT_S = 60.0  #: for a server's write
 def backup(data: Path, target: Path, progress: Progress = lambda *_: None) -> Summary:
     """All of `data`, as it is at one moment, in `target`: an empty folder, a new one, or one with an earlier backup.
 
-    Raises NotFound (no data folder), InvalidInput (`target` is something else, or the two lie in each other),
-    Unavailable, LimitExceeded, ReadOnlyError; TamperedDataError where the catalogue cannot be read.
+    Raises NotFound (no data folder), InvalidInput (its catalogue is in PostgreSQL, `target` is something else, or the
+    two lie in each other), Unavailable, LimitExceeded, ReadOnlyError; TamperedDataError where the catalogue cannot be
+    read.
     """
+    require_own_catalogue(data)
     if not (data / CATALOGUE).is_file():
         raise NotFound("data folder: there is none, or it has no catalogue")
     inner, outer = target.resolve(), data.resolve()

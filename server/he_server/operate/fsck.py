@@ -33,7 +33,7 @@ from he_server.operate import fsck_catalogue
 from he_server.operate.fsck_catalogue import Rows
 from he_server.storage import files
 from he_server.storage.catalogue_rows import SegmentRecord
-from he_server.storage.folder import place, require_no_backup, unfinished_catalogues
+from he_server.storage.folder import place, require_no_backup, require_own_catalogue, unfinished_catalogues
 from he_server.storage.kek import KeyProvider
 from he_server.storage.links import leftover_links
 from he_server.storage.sealed_file import CHUNK_BYTES
@@ -86,9 +86,10 @@ def check(
     """`root`: a data folder that no server has open, or a backup. `kek`: of a sealed one. `source`: a backup or another
     data folder (under the same kek, or unsealed), to take segments from.
 
-    Raises NotFound, Unavailable (a server has it open), InvalidInput (no kek), WrongKeyError, FormatVersionError; with
-    `repair` LimitExceeded and ReadOnlyError, too, and InvalidInput for a backup.
+    Raises NotFound, Unavailable (a server has it open), InvalidInput (no kek; a catalogue in PostgreSQL),
+    WrongKeyError, FormatVersionError; with `repair` LimitExceeded, ReadOnlyError, too, and InvalidInput for a backup.
     """
+    require_own_catalogue(root)
     if not (root / "catalogue.sqlite").exists() and not any((root / "segments").glob("*/*")):
         raise NotFound("data folder: there is none, or it has no catalogue")
     if source is not None and not (source / "catalogue.sqlite").exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from he_engine.errors import NotFound
+from he_server.storage.folder import require_own_catalogue
 
 KEK = "file:PATH, passphrase:PATH or exec:PROGRAM"
 DAMAGED = 9  #: exit code of a command that was done, and saw damage; that of DamagedDataError
@@ -41,8 +42,10 @@ def report(arguments: argparse.Namespace, fields: dict[str, Any], text: str) -> 
 
 
 def data_folder(arguments: argparse.Namespace) -> Path:
-    """That there is. Raises NotFound: none of these commands makes a data folder by mistake."""
+    """That there is, with its own catalogue. Raises InvalidInput, and NotFound: none of these commands makes a data
+    folder by mistake."""
     data: Path = arguments.data
+    require_own_catalogue(data)
     if not (data / "catalogue.sqlite").is_file():
         raise NotFound(f"data folder {data}: there is none, or it has no catalogue")
     return data

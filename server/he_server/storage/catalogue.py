@@ -2,20 +2,23 @@
 
 It is small and read all the time, so all but the manifests is kept in memory (he_server.storage.catalogue_memory).
 Each change is first a transaction in its file (he_server.storage.catalogue_file), which is read once, when the
-catalogue is opened.
+catalogue is opened. One that several servers share is he_server.storage.catalogue_shared.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from he_engine.errors import AlreadyExists, Conflict, LimitExceeded, NotFound, TamperedDataError
+from he_server.storage.backend import Backend
 from he_server.storage.catalogue_file import CatalogueFile
 from he_server.storage.catalogue_memory import CatalogueMemory
 from he_server.storage.catalogue_rows import CollectionRecord, FileId, SegmentRecord, State
+from he_server.storage.database import Database
 from he_server.storage.kek import KeyProvider
 
 
@@ -26,17 +29,34 @@ class Catalogue(CatalogueMemory):
     the file fails LimitExceeded, Unavailable or ReadOnlyError.
     """
 
-    def __init__(self, path: Path, kek: KeyProvider | None = None, previous_kek: KeyProvider | None = None) -> None:
+    def __init__(
+        self, where: Path | Backend, kek: KeyProvider | None = None, previous_kek: KeyProvider | None = None
+    ) -> None:
+        """where: SQLite's file, or an open database, which is closed with this."""
         super().__init__()
-        self._dropped = 0  # the newest generation of all collections dropped since the start
-        self._file = CatalogueFile(path, kek, previous_kek)
+        self.retired: Callable[[Sequence[SegmentRecord]], None] = lambda _: None
+        """Is told of segments that were forgotten or moved, but not by a call of this object; raises nothing."""
+        self._dropped = 0  # generations of data keys up to this one may be those of collections that were dropped
+        self._file = CatalogueFile(Database(where) if isinstance(where, Path) else where, kek, previous_kek)
         try:
-            self._load()
-            if kek is not None and not self._file.sealed:
-                self._seal(kek)
+            with self._exclusive():
+                self._load()
+                if kek is not None and not self._file.sealed:
+                    self._seal(kek)
         except BaseException:
             self._file.close()
             raise
+
+    def _exclusive(self) -> AbstractContextManager[object]:
+        """Around what is checked and then written: it is the newest, and nobody else changes it."""
+        return self._file.exclusive()
+
+    def _view(self) -> AbstractContextManager[object]:
+        """Around what is read from memory and from the file: both are of one moment."""
+        return self._file.view()
+
+    def look(self) -> None:
+        """What is in memory is as new as this call, whoever writes. Raises Unavailable, TamperedDataError."""
 
     # ---- opening ---------------------------------------------------------------------------------------
     def _load(self) -> None:
@@ -81,7 +101,7 @@ class Catalogue(CatalogueMemory):
     def create(self, record: CollectionRecord, sealed_manifest: bytes, limit: int, now_s: float) -> None:
         """A collection at its version; without a manifest where it is imported. The same request again changes
         nothing. Raises AlreadyExists for a name or an id that is taken, LimitExceeded if there are `limit`."""
-        with self._file.lock:
+        with self._exclusive():
             found = self._states.get(self._places.get(record.place, record.collection_id))
             if found:
                 same = (
@@ -102,7 +122,7 @@ class Catalogue(CatalogueMemory):
 
     def drop(self, collection_id: bytes) -> list[FileId]:
         """Forgets a collection, its data keys and its segments, whose files may then be removed. Raises NotFound."""
-        with self._file.lock:
+        with self._exclusive():
             state = self._state(collection_id)
             record = state.record
             with self._file.transaction() as db:
@@ -117,7 +137,7 @@ class Catalogue(CatalogueMemory):
     # ---- segments --------------------------------------------------------------------------------------
     def touch(self, collection_id: bytes, segment_id: bytes, now_s: float) -> bool:
         """Whether the segment is stored; if so, it counts as sent just now."""
-        with self._file.lock:
+        with self._exclusive():
             known = self._segments.get(collection_id, {})
             if segment_id not in known:
                 return False
@@ -130,7 +150,7 @@ class Catalogue(CatalogueMemory):
 
         Raises NotFound if its collection is gone, Conflict if its data key is.
         """
-        with self._file.lock:
+        with self._exclusive():
             state = self._state(segment.collection_id)
             if segment.generation and segment.generation not in {k.generation for k in state.keys}:
                 raise Conflict("segment: its data key was replaced meanwhile; send it again")
@@ -146,7 +166,7 @@ class Catalogue(CatalogueMemory):
 
     def collect(self, before_s: float) -> list[FileId]:
         """Forgets the segments that are not live and were last sent before that time."""
-        with self._file.lock:
+        with self._exclusive():
             orphans = [
                 segment
                 for collection_id, known in self._segments.items()
@@ -169,7 +189,7 @@ class Catalogue(CatalogueMemory):
     def manifest(self, collection_id: bytes) -> tuple[CollectionRecord, bytes, list[bytes]]:
         """The record, the sealed manifest and the live segments' ids in the order committed: all of one
         version. The manifest is empty while the collection is being imported. Raises NotFound."""
-        with self._file.lock:
+        with self._view():
             state = self._state(collection_id)
             return state.record, self._file.manifest(state), list(state.live)
 
@@ -181,7 +201,7 @@ class Catalogue(CatalogueMemory):
 
         Raises Conflict if the version is another one, NotFound if a live segment is not stored here.
         """
-        with self._file.lock:
+        with self._exclusive():
             state = self._state(collection_id)
             version, known = state.record.version, self._segments[collection_id]
             if (
@@ -209,13 +229,13 @@ class Catalogue(CatalogueMemory):
     # ---- data keys -------------------------------------------------------------------------------------
     def add_data_key(self, collection_id: bytes, now_s: float) -> None:
         """A new data key, for all that is written from now on. Raises NotFound."""
-        with self._file.lock:
+        with self._exclusive():
             self._replace_state(self._state(collection_id).with_new_key(now_s))
 
     def drop_old_data_keys(self, collection_id: bytes, in_use: Collection[int] = ()) -> None:
         """Forgets all data keys but the newest; those that still seal a file stay, and those of generations that are
         in use. Raises NotFound."""
-        with self._file.lock:
+        with self._exclusive():
             state = self._state(collection_id)
             used = {segment.generation for segment, _ in self._segments[collection_id].values()}
             used |= set(in_use)
@@ -231,7 +251,7 @@ class Catalogue(CatalogueMemory):
 
     def move(self, segment: SegmentRecord, generation: int) -> bool:
         """Its file of this generation is on the disk, and is its file from now on. False: it is gone by now."""
-        with self._file.lock:
+        with self._exclusive():
             found = self._segments.get(segment.collection_id, {}).get(segment.segment_id)
             if found is None or found[0] != segment:
                 return False

@@ -1,4 +1,5 @@
-"""The catalogue's file: one in SQLite (he_server.storage.database), schema version 3.
+"""The catalogue's tables, in a file of SQLite (he_server.storage.database, schema version 3) or in PostgreSQL
+(he_server.storage.postgres, migrations/*.sql).
 
     folder       one INTEGER = 1 · wrapped_key BLOB     the folder key under the key-encryption key; empty: not sealed
     collections  collection_id BLOB · state BLOB · manifest BLOB
@@ -12,11 +13,8 @@ under the folder key; their aad are the ids, and for a manifest its version, too
 from __future__ import annotations
 
 import secrets
-import sqlite3
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from he_engine.errors import (
@@ -29,6 +27,7 @@ from he_engine.errors import (
 )
 from he_engine.keys import KEY_BYTES, RootKey, length_prefixed
 from he_server.storage import catalogue_v1
+from he_server.storage.backend import Backend, Writer
 from he_server.storage.catalogue_rows import SegmentRecord, State, segment_from_bytes, segment_to_bytes
 from he_server.storage.cells import close_cell, open_cell
 from he_server.storage.database import Database
@@ -56,27 +55,28 @@ class CatalogueFile:
     Raises as Catalogue.
     """
 
-    def __init__(self, path: Path, kek: KeyProvider | None, previous_kek: KeyProvider | None) -> None:
-        self._db = Database(path)
+    def __init__(self, database: Backend, kek: KeyProvider | None, previous_kek: KeyProvider | None) -> None:
+        self._db = database
         self._key: RootKey | None = None
         try:
-            self._open_schema()
+            if isinstance(database, Database):  # PostgreSQL never had older forms of rows
+                self._open_schema(database)
             self._key = self._folder_key(kek, previous_kek)
         except BaseException:
             self._db.close()
             raise
 
-    def _open_schema(self) -> None:
-        version = self._db.schema_version
+    def _open_schema(self, database: Database) -> None:
+        version = database.schema_version
         if version == SCHEMA_VERSION:
             return
         if version == BEFORE_TENANTS:
-            with self._db.transaction():
-                self._db.stamp(SCHEMA_VERSION)
+            with database.transaction():
+                database.stamp(SCHEMA_VERSION)
             return
         if version not in (0, catalogue_v1.SCHEMA_VERSION):
             raise FormatVersionError(f"catalogue: got schema version {version}, expected {SCHEMA_VERSION}")
-        with self._db.transaction() as db:
+        with database.transaction() as db:
             old = catalogue_v1.take(db) if version else []
             for statement in _SCHEMA:
                 db.execute(statement)
@@ -84,7 +84,7 @@ class CatalogueFile:
                 self.add(db, state, manifest)
                 for segment, touched_s in segments:
                     self.write_segment(db, segment, touched_s)
-            self._db.stamp(SCHEMA_VERSION)
+            database.stamp(SCHEMA_VERSION)
 
     # ---- the folder key --------------------------------------------------------------------------------
     def _folder_key(self, kek: KeyProvider | None, previous_kek: KeyProvider | None) -> RootKey | None:
@@ -145,13 +145,33 @@ class CatalogueFile:
     def states(self) -> Iterator[State]:
         """Of all collections; their manifests are opened, too. Raises TamperedDataError."""
         for collection_id, cell, manifest in self._db.all("SELECT collection_id, state, manifest FROM collections"):
-            state = State.parse(collection_id, open_cell(self._key, "collection", collection_id, cell))
+            state = self._state(collection_id, cell)
             self._open_manifest(state, manifest)
             yield state
 
+    def states_since(self, revision: int) -> Iterator[State]:
+        """Of those that changed after this revision (see migrations/0001_catalogue.sql). Raises TamperedDataError."""
+        changed = "SELECT collection_id FROM changes WHERE revision > ? AND segment_id = ''"
+        for row in self._db.all(
+            f"SELECT collection_id, state FROM collections WHERE collection_id IN ({changed})", revision
+        ):
+            yield self._state(*row)
+
+    def _state(self, collection_id: bytes, cell: bytes) -> State:
+        return State.parse(collection_id, open_cell(self._key, "collection", collection_id, cell))
+
     def segments(self) -> Iterator[tuple[SegmentRecord, float]]:
         """And the Unix time at which each was last sent. Raises TamperedDataError."""
-        for collection_id, segment_id, cell in self._db.all("SELECT collection_id, segment_id, cell FROM segments"):
+        return self._segments("", ())
+
+    def segments_since(self, revision: int) -> Iterator[tuple[SegmentRecord, float]]:
+        """Those that changed after this revision. Raises TamperedDataError."""
+        changed = "SELECT collection_id, segment_id FROM changes WHERE revision > ?"
+        return self._segments(f" WHERE (collection_id, segment_id) IN ({changed})", (revision,))
+
+    def _segments(self, where: str, values: tuple[object, ...]) -> Iterator[tuple[SegmentRecord, float]]:
+        rows = self._db.all(f"SELECT collection_id, segment_id, cell FROM segments{where}", *values)
+        for collection_id, segment_id, cell in rows:
             raw = open_cell(self._key, "segment", length_prefixed(collection_id, segment_id), cell)
             yield segment_from_bytes((collection_id, segment_id), raw)
 
@@ -165,25 +185,28 @@ class CatalogueFile:
         return open_cell(self._key, "manifest", aad, cell)
 
     # ---- writing ---------------------------------------------------------------------------------------
-    @property
-    def lock(self) -> threading.RLock:
-        """Held while the disk works."""
-        return self._db.lock
+    def exclusive(self) -> AbstractContextManager[object]:
+        """See Backend. Held while the disk works."""
+        return self._db.exclusive()
 
-    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """See Database.transaction."""
+    def view(self) -> AbstractContextManager[object]:
+        """See Backend."""
+        return self._db.view()
+
+    def transaction(self) -> AbstractContextManager[Writer]:
+        """See Backend."""
         return self._db.transaction()
 
-    def add(self, db: sqlite3.Connection, state: State, manifest: bytes) -> None:
+    def add(self, db: Writer, state: State, manifest: bytes) -> None:
         """A collection."""
         cells = self._state_cell(state), self._manifest_cell(state, manifest)
         db.execute("INSERT INTO collections VALUES (?, ?, ?)", (state.record.collection_id, *cells))
 
-    def write_state(self, db: sqlite3.Connection, state: State) -> None:
+    def write_state(self, db: Writer, state: State) -> None:
         cell, collection_id = self._state_cell(state), state.record.collection_id
         db.execute("UPDATE collections SET state = ? WHERE collection_id = ?", (cell, collection_id))
 
-    def write_manifest(self, db: sqlite3.Connection, state: State, manifest: bytes) -> None:
+    def write_manifest(self, db: Writer, state: State, manifest: bytes) -> None:
         """As that of the state's version."""
         cell, collection_id = self._manifest_cell(state, manifest), state.record.collection_id
         db.execute("UPDATE collections SET manifest = ? WHERE collection_id = ?", (cell, collection_id))
@@ -195,19 +218,23 @@ class CatalogueFile:
         aad = length_prefixed(state.record.collection_id, state.record.version)
         return close_cell(self._key, "manifest", aad, manifest)
 
-    def write_segment(self, db: sqlite3.Connection, segment: SegmentRecord, touched_s: float) -> None:
+    def write_segment(self, db: Writer, segment: SegmentRecord, touched_s: float) -> None:
         key = segment.file_id[:2]
         cell = close_cell(self._key, "segment", length_prefixed(*key), segment_to_bytes(segment, touched_s))
-        db.execute("INSERT OR REPLACE INTO segments VALUES (?, ?, ?)", (*key, cell))
+        db.execute(
+            "INSERT INTO segments VALUES (?, ?, ?) "
+            "ON CONFLICT (collection_id, segment_id) DO UPDATE SET cell = excluded.cell",
+            (*key, cell),
+        )
 
     @staticmethod
-    def remove_segments(db: sqlite3.Connection, segments: Iterable[SegmentRecord]) -> None:
+    def remove_segments(db: Writer, segments: Iterable[SegmentRecord]) -> None:
         db.executemany(
             "DELETE FROM segments WHERE collection_id = ? AND segment_id = ?", (s.file_id[:2] for s in segments)
         )
 
     @staticmethod
-    def remove(db: sqlite3.Connection, collection_id: bytes) -> None:
+    def remove(db: Writer, collection_id: bytes) -> None:
         """A collection, its data keys and its segments."""
         for table in ("collections", "segments"):
             db.execute(f"DELETE FROM {table} WHERE collection_id = ?", (collection_id,))

@@ -97,6 +97,12 @@ class Database:
         self._db.execute(f"PRAGMA user_version = {schema_version}")
         self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
+    def exclusive(self) -> contextlib.AbstractContextManager[object]:
+        """See Backend: the folder has one server, so its lock is enough."""
+        return self.lock
+
+    view = exclusive
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing; durable when the block has ended. Holds the lock."""

@@ -2,6 +2,7 @@
 
     lock                                 held by the one server that uses the folder
     catalogue.sqlite (-wal, -shm)        he_server.storage.catalogue_file
+    catalogue.id                         what the catalogue in PostgreSQL that it has instead knows, too
     incoming/*.part                      segments on their way; removed at every start
     segments/COLLECTION_ID/SEGMENT_ID    he_server.storage.segment_file; both ids in hexadecimal
     segments/COLLECTION_ID/SEGMENT_ID.G  he_server.storage.sealed_file, under the data key of generation G
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Iterable
@@ -30,6 +32,8 @@ from he_server.storage.catalogue_rows import FileId
 from he_server.storage.links import leftover_links
 from he_server.storage.pins import Pins
 
+CATALOGUE_ID = "catalogue.id"
+
 
 def place(segments: Path, file_id: FileId) -> Path:
     """Where the file of a segment is."""
@@ -41,6 +45,12 @@ def require_no_backup(root: Path) -> None:
     """Raises InvalidInput for a backup: what changes one makes it useless."""
     if (root / LIST).exists() or (root / LOCK).exists():
         raise InvalidInput("data folder: this is a backup; `hesearch restore` makes a data folder of it")
+
+
+def require_own_catalogue(root: Path) -> None:
+    """Raises InvalidInput where the catalogue is in PostgreSQL: what knows only files must not judge the segments."""
+    if (root / CATALOGUE_ID).exists():
+        raise InvalidInput("catalogue: that of this data folder is in PostgreSQL, where --catalogue of the server says")
 
 
 def unfinished_catalogues(root: Path) -> list[Path]:
@@ -81,11 +91,33 @@ class Folder:
         self._making = threading.Lock()
 
     def require_catalogue(self) -> None:
-        """Raises TamperedDataError where it is gone: with a new one, all segments would soon be taken for garbage."""
+        """Raises TamperedDataError where it is gone: with a new one, all segments would soon be taken for garbage.
+        InvalidInput where it is in PostgreSQL."""
+        require_own_catalogue(self.root)
         with files.storage_errors("looking at the data folder"):
             made = self.catalogue.exists() and self.catalogue.stat().st_size
-            if not made and any(self.segments.glob("*/*")):
+            if not made and self.has_segments:
                 raise TamperedDataError("data folder: it has segments and no catalogue; restore a backup")
+
+    def catalogue_id(self) -> bytes:
+        """16 random bytes that a catalogue in PostgreSQL must know, made at the first start with one. Raises
+        InvalidInput where the folder has a catalogue of its own."""
+        if self.catalogue.exists():
+            raise InvalidInput("catalogue: this data folder has its own; give PostgreSQL's a new folder")
+        path = self.root / CATALOGUE_ID
+        if not path.exists():
+            with files.NewFile(self.incoming) as file:
+                file.append(secrets.token_hex(16).encode())
+                file.sync()
+                file.publish(path)
+            self.sync()
+        with files.storage_errors("looking at the data folder"):
+            return bytes.fromhex(path.read_text())
+
+    @property
+    def has_segments(self) -> bool:
+        with files.storage_errors("looking at the data folder"):
+            return any(self.segments.glob("*/*"))
 
     def path(self, file_id: FileId) -> Path:
         return place(self.segments, file_id)

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from he_engine.engine import IndexFile
 from he_engine.errors import HesearchError, TamperedDataError
@@ -45,6 +45,7 @@ class Segments:
         self._damaged: dict[Key, StoredSegment] = {}  # a part of each is wrong; the others may be read
         self._edition = itertools.count(1)
         self._editions: dict[bytes, int] = {}  # of a collection's files: another for each that was replaced
+        catalogue.retired = self._retired
 
     # ---- reading ---------------------------------------------------------------------------------------
     def load(self) -> None:
@@ -197,9 +198,19 @@ class Segments:
         self.pins.retire(dropped)
         self._folder.forget(collection_id)
 
+    def _retired(self, records: Sequence[SegmentRecord]) -> None:
+        """See Catalogue.retired."""
+        for collection_id in {record.collection_id for record in records}:
+            self.replaced(collection_id)
+        self.pins.retire([record.file_id for record in records])
+
     def _remove(self, file_id: FileId) -> StoredSegment | None:
         """Removes the file of a segment that the catalogue does not have (any more, or again); the segment, if what
         is opened of it may go, too."""
+        try:
+            self._catalogue.look()  # a commit without an answer may have been made
+        except HesearchError:
+            return None  # without a row, it goes when it is old
         if self._catalogue.contains(file_id):
             return None
         gone = None

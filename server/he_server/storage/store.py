@@ -29,18 +29,36 @@ from he_server.storage.uploads import Upload, Uploads
 from he_server.storage.writes import Writes
 
 
+def _open_catalogue(folder: Folder, url: str, kek: KeyProvider | None, previous_kek: KeyProvider | None) -> Catalogue:
+    """Raises as Store."""
+    if not url:
+        folder.require_catalogue()
+        return Catalogue(folder.catalogue, kek, previous_kek)
+    from he_server.storage.catalogue_shared import SharedCatalogue  # brings a driver, an extra
+
+    catalogue = SharedCatalogue(url, kek, previous_kek)
+    try:
+        catalogue.require_place(folder.catalogue_id(), folder.has_segments)
+    except BaseException:
+        catalogue.close()
+        raise
+    return catalogue
+
+
 class Store:
     """One data folder. Thread-safe.
 
-    kek, previous_kek: see Catalogue. index_memory_bytes: what decrypted indexes may take. `forget` is told of every
-    index that nobody may keep mapped. Raises Unavailable if another server has the folder open, FormatVersionError if
-    a newer version made it, and as Catalogue.
+    catalogue: URL of the PostgreSQL database that has the rows; empty: a file in the folder. kek, previous_kek: see
+    Catalogue. index_memory_bytes: what decrypted indexes may take. `forget` is told of every index that nobody may keep
+    mapped. Raises Unavailable if another server has the folder open, FormatVersionError if a newer version made it,
+    MissingExtra, and as Catalogue.
     """
 
     def __init__(
         self,
         root: Path,
         *,
+        catalogue: str = "",
         kek: KeyProvider | None = None,
         previous_kek: KeyProvider | None = None,
         orphan_age_s: float = 24 * 3600.0,
@@ -54,14 +72,13 @@ class Store:
         with contextlib.ExitStack() as opened:  # closed again if the rest of the start fails
             self._folder = folder = Folder(root)
             opened.callback(folder.close)
-            folder.require_catalogue()
-            self._catalogue = catalogue = Catalogue(folder.catalogue, kek, previous_kek)
-            opened.callback(catalogue.close)
+            self._catalogue = rows = _open_catalogue(folder, catalogue, kek, previous_kek)
+            opened.callback(rows.close)
             folder.sync()
-            self._segments = Segments(folder, catalogue, writes, self.indexes, clock_s)
-            self._uploads = Uploads(catalogue, self._segments, writes, self.indexes)
-            self.leftovers = Leftovers(folder, catalogue, self._segments, writes, orphan_age_s, clock_s)
-            self.data_keys = DataKeys(catalogue, self._segments, self._uploads, writes, clock_s)
+            self._segments = Segments(folder, rows, writes, self.indexes, clock_s)
+            self._uploads = Uploads(rows, self._segments, writes, self.indexes)
+            self.leftovers = Leftovers(folder, rows, self._segments, writes, orphan_age_s, clock_s)
+            self.data_keys = DataKeys(rows, self._segments, self._uploads, writes, clock_s)
             folder.clean_incoming()
             self.leftovers.collect()
             self._segments.load()
