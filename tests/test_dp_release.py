@@ -54,6 +54,7 @@ def test_the_noise_is_for_two_rows_at_opposite_ends(clip_norm: float, rows_per_p
         (np.zeros(4), DimensionError), (np.zeros((0, 4)), DimensionError), (np.zeros((4, 0)), DimensionError),
         ([[1.0], [1.0, 2.0]], DimensionError), ([["a"]], DimensionError), (np.ones((2, 2), complex), DimensionError),
         ([[1.0, np.nan]], NormError), ([[np.inf, 1.0]], NormError), ([[1e300, 1e300]], NormError),
+        ([[2.0**100, 1.0]], NormError),
     ],
 )  # fmt: skip
 def test_vectors_that_are_refused_cost_nothing(vectors: Any, error: type[Exception], budget: PrivacyBudget) -> None:
@@ -68,11 +69,13 @@ def test_vectors_that_are_refused_cost_nothing(vectors: Any, error: type[Excepti
     "wrong",
     [
         {"epsilon": 0}, {"delta": 1}, {"clip_norm": 0}, {"clip_norm": math.nan}, {"rows_per_person": 0},
-        {"rows_per_person": 1.5}, {"projection": np.ones((3, 2))}, {"projection": np.full((4, 2), 1e200)}, {"what": ""},
+        {"rows_per_person": 1.5}, {"projection": np.ones((3, 2))}, {"projection": np.full((4, 2), 1e25)}, {"what": ""},
+        {"clip_norm": 2.0**99}, {"rows_per_person": 10**61}, {"rows_per_person": 10**400},
+        {"clip_norm": 2.0**80, "rows_per_person": 2**40},
     ],
 )  # fmt: skip
 def test_arguments_that_are_refused_cost_nothing(wrong: dict[str, Any], budget: PrivacyBudget) -> None:
-    rows = np.full((2, 4), 1e150 if "projection" in wrong else 1.0)
+    rows = np.full((2, 4), 1e25 if "projection" in wrong else 1.0)
     given: dict[str, Any] = {"epsilon": 1, "delta": 1e-7, "budget": budget} | wrong
     with pytest.raises(InvalidInput):
         release_embeddings(rows, **given)
@@ -165,7 +168,8 @@ def test_a_classifier_learns(rng: np.random.Generator, budget: PrivacyBudget) ->
     [
         {"labels": [0, 1]}, {"labels": [0, 1, 2]}, {"classes": [0]}, {"classes": [0, 0]}, {"classes": [0, 1, 1]},
         {"steps": 0}, {"learning_rate": 0}, {"learning_rate": math.inf}, {"clip_norm": -1}, {"rows_per_person": 0},
-        {"epsilon": -1}, {"delta": 0},
+        {"epsilon": -1}, {"delta": 0}, {"clip_norm": 2.0**99}, {"rows_per_person": 10**400}, {"steps": 10**400},
+        {"clip_norm": 2.0**80, "rows_per_person": 2**40},
     ],
 )  # fmt: skip
 def test_training_that_is_refused_costs_nothing(wrong: dict[str, Any], budget: PrivacyBudget) -> None:
@@ -173,3 +177,17 @@ def test_training_that_is_refused_costs_nothing(wrong: dict[str, Any], budget: P
     with pytest.raises(InvalidInput):
         train_classifier(np.eye(3), **(given | wrong))
     assert not budget.report().spendings
+
+
+def test_what_is_paid_for_is_given(budget: PrivacyBudget) -> None:
+    """At the ends of what is taken, nothing overflows after paying."""
+    rows = np.diag([2.0**99, 2.0**-99, 1.0])
+    small, large = 2.0**-99, 2.0**98
+    paying: dict[str, Any] = {"epsilon": 0.1, "delta": 1e-9, "budget": budget}
+    for clip_norm in (small, large):
+        assert np.isfinite(release_embeddings(rows, clip_norm=clip_norm, **paying)).all()
+        made = train_classifier(
+            rows, [0, 1, 0], classes=[0, 1], clip_norm=clip_norm, learning_rate=2.0**99, steps=3, **paying
+        )
+        assert np.isfinite(made.weights).all()
+    assert len(budget.report().spendings) == 4

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from he_client.protect.dp import ledger as files
 from he_client.protect.dp.calibration import epsilon_of, largest_mu, require_privacy
-from he_client.protect.dp.checks import require_count
+from he_client.protect.dp.checks import MOST_RELEASES, require_count
 from he_client.protect.dp.gaussian import GaussianMechanism
 from he_client.protect.dp.ledger import Ledger, Spending
 from he_engine.errors import AlreadyExists, BudgetExceeded, InvalidInput
@@ -72,11 +72,12 @@ class PrivacyBudget:
     def spend(self, *, epsilon: float, delta: float, what: str, releases: int = 1) -> GaussianMechanism:
         """Pays for `releases` releases that are together (ε, δ)-private. It is on the disk when this returns.
 
-        what: for who reads the file, 1 to 200 characters; it is stored in the clear. Raises InvalidInput;
-        BudgetExceeded, and nothing is spent; NotFound, FormatVersionError, DamagedDataError, HesearchError (the disk).
+        releases: 1 to 2^20. what: for who reads the file, 1 to 200 characters; it is stored in the clear. Raises
+        InvalidInput; BudgetExceeded, and nothing is spent; NotFound, FormatVersionError, DamagedDataError,
+        HesearchError (the disk).
         """
         files.require_what(what)
-        require_count("releases", releases)
+        require_count("releases", releases, MOST_RELEASES)
         mu = largest_mu(epsilon, delta)
         mechanism = GaussianMechanism(mu, releases)
         with files.locked(self.path):

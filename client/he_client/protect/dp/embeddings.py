@@ -37,9 +37,9 @@ def release_embeddings(
 
         σ = 2·C·√m / μ(ε, δ)
 
-    vectors: (n, d), finite. clip_norm: C > 0; longer rows are scaled down to it. rows_per_person: m, the most rows of
-    one person among these; the (ε, δ) is that person's. projection: (d, k), public (public_projection); rows are
-    multiplied by it before they are clipped, and so must queries be. what: for the budget's file.
+    vectors: (n, d), of norm below 2^100. clip_norm: C > 0; longer rows are scaled down to it. rows_per_person: m, the
+    most rows of one person among these; the (ε, δ) is that person's. projection: (d, k), public (public_projection);
+    rows are multiplied by it before they are clipped, and so must queries be. what: for the budget's file.
 
     Paid for before noise is drawn; the same rows again cost again. Raises DimensionError, NormError, InvalidInput,
     MissingExtra before anything is spent; BudgetExceeded and others as PrivacyBudget.spend.
@@ -47,6 +47,8 @@ def release_embeddings(
     rows = require_rows(vectors, "vectors")
     require_count("rows_per_person", rows_per_person)
     require_size("clip_norm", clip_norm)
+    sensitivity = 2 * clip_norm * math.sqrt(rows_per_person) * ROUNDING
+    require_size("2·clip_norm·√rows_per_person", sensitivity)
     if projection is not None:
         matrix = require_rows(projection, "projection")
         if len(matrix) != rows.shape[1]:
@@ -55,7 +57,6 @@ def release_embeddings(
             rows = require_rows(rows @ matrix, "vectors, projected")
     rows = rows * _clipping(rows, clip_norm)[:, None]
     mechanism = budget.spend(epsilon=epsilon, delta=delta, what=what)
-    sensitivity = 2 * clip_norm * math.sqrt(rows_per_person) * ROUNDING
     return mechanism.release(rows, sensitivity=sensitivity).astype(np.float32)
 
 
@@ -76,6 +77,6 @@ def public_projection(dim: int, to: int, *, label: str = "hesearch") -> F64:
 
 
 def _clipping(rows: F64, bound: float) -> F64:
-    """(n,): what each row is multiplied with."""
+    """(n,): what each row is multiplied with. Above 2^-200: a subnormal factor, rounded, could exceed the bound."""
     norms = np.linalg.norm(rows, axis=1)
     return np.asarray(np.minimum(1.0, bound / np.maximum(norms, bound)))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from he_client.protect.dp.budget import PrivacyBudget
-from he_client.protect.dp.checks import F64, require_count, require_rows, require_size
+from he_client.protect.dp.checks import F64, MOST_RELEASES, require_count, require_rows, require_size
 from he_client.protect.dp.embeddings import ROUNDING
 from he_engine.errors import DimensionError, InvalidInput
 
@@ -58,17 +58,18 @@ def train_classifier(
 ) -> LinearClassifier:
     """A classifier that is (ε, δ)-private in its training rows and their labels.
 
-    rows: (n, d), finite, of norm about 1. labels: n of `classes`, which are public: all that might occur, at least
-    two, and not those that happen to. rows_per_person: m, the most rows of one person among these. steps: T.
-    clip_norm: C, of one row's gradient. A step adds noise of σ = 2·C·m·√T / μ(ε, δ) to the sum of gradients. steps,
-    learning_rate and clip_norm must not be chosen on this data, or the choice is a leak of its own.
+    rows: (n, d), of norm about 1, and below 2^100, so that no logit overflows. labels: n of `classes`, which are
+    public: all that might occur, at least two, and not those that happen to. rows_per_person: m, the most rows of one
+    person among these. steps: T, 1 to 2^20. clip_norm: C, of one row's gradient. A step adds noise of
+    σ = 2·C·m·√T / μ(ε, δ) to the sum of gradients. steps, learning_rate and clip_norm must not be chosen on this data,
+    or the choice is a leak of its own.
 
     Paid for before the first step. Raises DimensionError, NormError, InvalidInput, MissingExtra before anything is
     spent; BudgetExceeded and others as PrivacyBudget.spend.
     """
     x = require_rows(rows, "rows")
-    for name, count in (("rows_per_person", rows_per_person), ("steps", steps)):
-        require_count(name, count)
+    require_count("rows_per_person", rows_per_person)
+    require_count("steps", steps, MOST_RELEASES)
     for name, size in (("clip_norm", clip_norm), ("learning_rate", learning_rate)):
         require_size(name, size)
     right = _one_hot(labels, classes, len(x))
@@ -76,6 +77,7 @@ def train_classifier(
     norms = np.linalg.norm(x, axis=1)
     # A computed sum of n terms of norm ≤ C is off by less than n²·C·2^-53, in whatever order it was added up.
     sensitivity = 2 * clip_norm * (rows_per_person + len(x) ** 2 * 2.0**-52) * ROUNDING
+    require_size("2·clip_norm·rows_per_person", sensitivity)
     mechanism = budget.spend(epsilon=epsilon, delta=delta, what=what, releases=steps)
     weights = np.zeros((x.shape[1], right.shape[1]))
     velocity = np.zeros_like(weights)
