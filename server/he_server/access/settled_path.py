@@ -45,5 +45,5 @@ def _changeable(status: os.stat_result, trusted: set[int], *, inside: bool) -> b
         return True
     if status.st_mode & stat.S_ISVTX and not inside:
         return False
-    others = stat.S_IWOTH | (0 if status.st_gid in (0, os.getegid()) else stat.S_IWGRP)
+    others = stat.S_IWOTH | (0 if status.st_gid in (0, os.getegid(), *os.getgroups()) else stat.S_IWGRP)
     return bool(status.st_mode & others)
