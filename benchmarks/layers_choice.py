@@ -36,6 +36,7 @@ def costs(run: Run) -> str:
         "steps": {profile: {step: _step(f, step) for step in STEPS} for profile, f in stacks.items()},
         "verification_alone": {p: _ratio(f["variants"]["verification_alone"]) for p, f in stacks.items()},
         "profiles": {profile.value: _profile(run, profile.value) for profile in Profile},
+        "federated": _federated(run.load("federated")),
         "at_rest": {"store": _short(sealed["ratio_store"]), "start": _short(sealed["ratio_start"])},
     }
     return json.dumps(found, indent=1) + "\n"
@@ -52,6 +53,16 @@ def _ratio(step: Figures) -> list[float]:
 def _step(figures: Figures, name: str) -> dict[str, list[float]]:
     step, plain_s = figures["steps"][name], figures["steps"]["plain"]["median_s"]
     return {"added": [_short(step[f"added_s{end}"] / plain_s) for end in ("", "_low", "_high")], "ratio": _ratio(step)}
+
+
+def _federated(figures: Figures) -> dict[str, float]:
+    """Sums of encrypted updates beside plain ones: shares of bytes and time; percentage points of accuracy."""
+    plain, encrypted = (figures["ways"][way] for way in ("plain", "encrypted"))
+    shares = {
+        name: _short(encrypted[of] / plain[of])
+        for name, of in (("bytes_up", "bytes_up"), ("seconds", "seconds_a_round"))
+    }
+    return {**shares, "points": _short(100 * (encrypted["accuracy"] - plain["accuracy"]))}
 
 
 def _profile(run: Run, profile: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
 from examples.federated import in_process, processes, run, table
 from examples.federated.hospital import PrivateHospital
 from examples.federated.model import Model
-from examples.federated.records import Records, load_records
+from examples.federated.records import Records, load_records, split
 from examples.federated.setting import Setting
 from he_client import CollectionKey
 from he_client.key_sharing import Identity
@@ -236,12 +236,21 @@ def test_gradient_and_its_clipping() -> None:
     differences = [(loss(weights + step) - loss(weights - step)) / 2e-6 for step in steps]
     assert np.allclose(model.gradient(weights, records), differences, atol=1e-5)
 
-    each = [model.gradient(weights, records[np.array([row])]) for row in range(6)]
+    last = model.size - (4 + 1) * 3  # the classifier's begin there
+    each = [model.gradient(weights, records[np.array([row])])[last:] for row in range(6)]
     norms = [float(np.linalg.norm(one)) for one in each]
     clip = float(np.median(norms))
     expected = sum(one * min(1, clip / norm) for one, norm in zip(each, norms, strict=True))
     assert min(norms) < clip < max(norms)
-    assert np.allclose(model.gradient(weights, records, clip), expected)
+    assert np.allclose(model.clipped_gradient(weights, records, clip), expected)
+
+
+def test_training_that_grows_without_bound_says_so() -> None:
+    rng = np.random.default_rng(3)
+    records = Records(np.ones((64, 8), np.float32), rng.integers(0, 3, 64))
+    model = Model(dim=8, classes=3, rank=2, learning_rate=1e6)
+    with pytest.raises(FloatingPointError):
+        model.train(model.initial(0), records, 50, rng)
 
 
 def test_replacing_a_record_moves_the_gradient_by_less_than_the_sensitivity() -> None:
@@ -257,7 +266,7 @@ def test_replacing_a_record_moves_the_gradient_by_less_than_the_sensitivity() ->
         changed = labels.copy()
         changed[2] = (labels[2] + 1) % 3
         pair = [
-            model.gradient(weights, Records(*each), PrivateHospital.CLIP)
+            model.clipped_gradient(weights, Records(*each), PrivateHospital.CLIP)
             for each in ((vectors, labels), (other, changed))
         ]
         worst = max(worst, float(np.linalg.norm(pair[0] - pair[1])))
@@ -266,7 +275,8 @@ def test_replacing_a_record_moves_the_gradient_by_less_than_the_sensitivity() ->
 
 def test_private_training_is_paid_for_once(tmp_path: Path) -> None:
     setting = Setting(records=300, hospitals=2, rounds=2)
-    federation = run.Federation(setting, *load_records(300))
+    records, classes = load_records(300)
+    federation = run.Federation(setting, *split(records, 2, setting.alpha, setting.seed), classes)
     federation.private(8.0, tmp_path)
     for number in range(2):
         report = PrivacyBudget.open(tmp_path / f"0-{number}.budget").report()

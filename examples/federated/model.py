@@ -25,7 +25,7 @@ class Model:
     dim: int
     classes: int
     rank: int = 16
-    learning_rate: float = 1.0
+    learning_rate: float = 1.0  #: of `train`
     batch: int = 64
 
     @property
@@ -57,33 +57,41 @@ class Model:
             np.mean(np.argmax(self._forward(weights, records.vectors.astype(np.float64))[2], axis=1) == records.labels)
         )
 
-    def gradient(self, weights: F64, records: Records, clip: float = np.inf) -> F64:
-        """Σ over records of the cross-entropy's gradient, each record's scaled to a norm ≤ clip.
-
-        A record's gradient is four outer products, so its norm is that of their factors:
-        ‖x‖²·‖B·g‖² + ‖x·A‖²·‖g‖² + ‖h‖²·‖δ‖² + ‖δ‖², with δ = p − y and g = W·δ.
-        """
+    def gradient(self, weights: F64, records: Records) -> F64:
+        """Σ over records of the cross-entropy's gradient."""
         x = records.vectors.astype(np.float64)
         _, b, w, _ = self._parts(weights)
-        low, h, logits = self._forward(weights, x)
-        delta = np.exp(logits - logits.max(axis=1, keepdims=True))
-        delta /= delta.sum(axis=1, keepdims=True)
-        delta[np.arange(len(x)), records.labels] -= 1
-        if np.isfinite(clip):
-            g = delta @ w.T
-            squares = [np.einsum("ij,ij->i", v, v) for v in (x, g @ b.T, low, g, h, delta)]
-            norms = np.sqrt(squares[0] * squares[1] + squares[2] * squares[3] + (squares[4] + 1) * squares[5])
-            delta *= np.minimum(1, clip / np.maximum(norms, 1e-300))[:, None]  # every term is linear in δ
+        low, h, delta = self._errors(weights, records)
         g = delta @ w.T
         parts = x.T @ (g @ b.T), low.T @ g, h.T @ delta, delta.sum(axis=0)
         return np.concatenate([part.reshape(-1) for part in parts])
 
+    def clipped_gradient(self, weights: F64, records: Records, clip: float) -> F64:
+        """The same of W and b alone, the last numbers of the weights, each record's scaled to a norm ≤ clip.
+
+        A record's is the outer product of (h, 1) and δ, so its norm is √(‖h‖² + 1)·‖δ‖.
+        """
+        _, h, delta = self._errors(weights, records)
+        norms = np.sqrt((np.einsum("ij,ij->i", h, h) + 1) * np.einsum("ij,ij->i", delta, delta))
+        delta *= np.minimum(1, clip / np.maximum(norms, 1e-300))[:, None]
+        return np.concatenate([(h.T @ delta).reshape(-1), delta.sum(axis=0)])
+
+    def _errors(self, weights: F64, records: Records) -> tuple[F64, F64, F64]:
+        """(x·A, h, δ): δ = p − y, predicted less true."""
+        low, h, logits = self._forward(weights, records.vectors.astype(np.float64))
+        delta = np.exp(logits - logits.max(axis=1, keepdims=True))
+        delta /= delta.sum(axis=1, keepdims=True)
+        delta[np.arange(len(records)), records.labels] -= 1
+        return low, h, delta
+
     def train(self, weights: F64, records: Records, epochs: int, rng: np.random.Generator) -> F64:
-        """The weights after some epochs over shuffled minibatches."""
+        """The weights after some epochs over shuffled minibatches. Raises FloatingPointError where they grow without
+        bound: the learning rate is too large for these records."""
         weights = weights.copy()
         for _ in range(epochs):
             order = rng.permutation(len(records))
             for start in range(0, len(order), self.batch):
                 part = records[order[start : start + self.batch]]
-                weights -= self.learning_rate / len(part) * self.gradient(weights, part)
+                with np.errstate(over="raise", invalid="raise"):
+                    weights -= self.learning_rate / len(part) * self.gradient(weights, part)
         return weights

@@ -42,12 +42,12 @@ Outcome = dict[str, float]
 
 
 class Federation:
-    """The records of one seed, dealt out, and the ways to train on them."""
+    """Records, dealt out, and the ways to train on them."""
 
-    def __init__(self, setting: Setting, records: Records, classes: int) -> None:
-        self.setting = setting
-        self.model = Model(dim=records.vectors.shape[1], classes=classes)
-        self.shares, self.tested = split(records, setting.hospitals, setting.alpha, setting.seed)
+    def __init__(self, setting: Setting, shares: list[Records], tested: Records, classes: int) -> None:
+        """shares: of each hospital. tested: what all are tested on."""
+        self.setting, self.shares, self.tested = setting, shares, tested
+        self.model = Model(dim=tested.vectors.shape[1], classes=classes, learning_rate=setting.learning_rate)
 
     def _accuracy(self, weights: F64) -> float:
         return self.model.accuracy(weights, self.tested)
@@ -149,7 +149,8 @@ def measure(setting: Setting, seeds: int, epsilons: list[float], with_processes:
     outcomes: dict[str, list[Outcome]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
-            federation = Federation(replace(setting, seed=seed), records, classes)
+            dealt = split(records, setting.hospitals, setting.alpha, seed)
+            federation = Federation(replace(setting, seed=seed), *dealt, classes)
             ways: dict[str, Callable[[], Outcome]] = {
                 "centralised": federation.centralised,
                 "local": federation.local,

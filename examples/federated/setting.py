@@ -18,6 +18,7 @@ class Setting:
     alpha: float = 0.5  #: of the Dirichlet distribution
     rounds: int = 30
     epochs: int = 1  #: over a hospital's records, each round
+    learning_rate: float = 1.0  #: of minibatches
     bound: float = 8.0  #: of a coordinate's change in a round
     run: str = field(default_factory=lambda: os.urandom(16).hex())
     retries: int = 20  #: of a hospital that does not reach the aggregator yet

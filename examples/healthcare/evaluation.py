@@ -17,9 +17,8 @@ def is_right(predicted: Sequence[str], truth: Sequence[str]) -> NDArray[np.bool_
     return np.array([a == b for a, b in zip(predicted, truth, strict=True)])
 
 
-def accuracy(right: NDArray[np.bool_]) -> Interval:
-    """The share that is right; Wilson's score interval."""
-    n, share = len(right), float(right.mean())
+def accuracy(share: float, n: int) -> Interval:
+    """The share of n patients that is right; Wilson's score interval."""
     centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return share, centre - half, centre + half

@@ -17,37 +17,29 @@ class Row:
     """One method."""
 
     method: str
-    kind: str  #: "clear", "encrypted" or "dp"
+    kind: str  #: "clear", "encrypted", "dp" or "federated"
     accuracy: float
     low: float
     high: float
-    epsilon: float | None  #: null: no guarantee of this sort
     learns: str  #: who learns what
-    prepare_s: float | None  #: indexing or training
-    prepare_bytes: int | None  #: that leave who has the records
-    predict_s: float | None  #: one patient alone, median
-    predict_bytes: int | None  #: sent for it
+    epsilon: float | None = None  #: null: no guarantee of this sort
+    prepare_s: float | None = None  #: indexing or training
+    prepare_bytes: int | None = None  #: that leave who has the records
+    predict_s: float | None = None  #: one patient alone, median; null: not measured
+    predict_bytes: int | None = None  #: sent for it
 
     @classmethod
     def of(
-        cls,
-        method: str,
-        kind: str,
-        predicted: Sequence[str],
-        truth: Sequence[str],
-        learns: str,
-        *,
-        epsilon: float | None = None,
-        prepare_s: float | None = None,
-        prepare_bytes: int | None = None,
-        predict_s: float | None = None,
-        predict_bytes: int | None = None,
+        cls, method: str, kind: str, predicted: Sequence[str], truth: Sequence[str], learns: str, **cost: Any
     ) -> Row:
-        share, low, high = accuracy(is_right(predicted, truth))
-        return cls(
-            method=method, kind=kind, accuracy=share, low=low, high=high, epsilon=epsilon, learns=learns,
-            prepare_s=prepare_s, prepare_bytes=prepare_bytes, predict_s=predict_s, predict_bytes=predict_bytes,
-        )  # fmt: skip
+        """cost: the fields that may be null."""
+        return cls.of_share(method, kind, float(is_right(predicted, truth).mean()), len(truth), learns, **cost)
+
+    @classmethod
+    def of_share(cls, method: str, kind: str, share: float, patients: int, learns: str, **cost: Any) -> Row:
+        """share: of so many patients, predicted right."""
+        _, low, high = accuracy(share, patients)
+        return cls(method=method, kind=kind, accuracy=share, low=low, high=high, learns=learns, **cost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

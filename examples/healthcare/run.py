@@ -1,7 +1,7 @@
-"""Diagnoses predicted from notes of synthetic patients: in the clear, encrypted, with differential privacy.
+"""Diagnoses predicted from notes of synthetic patients: in the clear, encrypted, private, federated.
 
     make healthcare                                                   # all of it; a page and a plot in build/healthcare
-    python -m examples.healthcare.run --small                         # a tenth of the patients, in half a minute
+    python -m examples.healthcare.run --small                         # a tenth of the patients, in a minute
     python -m examples.healthcare.run --json figures.json --seed 2    # other patients; figures in a file
 
 It prints the table of the page (examples/healthcare/README.md), which says what it means.
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.machine import describe
-from examples.healthcare import clear, encrypted, page, private
+from examples.healthcare import clear, encrypted, federated, page, private
 from examples.healthcare.figures import Against, Figures, Row
 from examples.healthcare.identifiers import left, pseudonyms, without_identifiers
 from examples.healthcare.neighbours import Cohort, K
@@ -36,6 +36,8 @@ SMALL = 10  #: divides both
 PROFILES = ("exact", "compact")
 OF_MODELS, OF_VECTORS = (1.0, 2.0, 4.0, 8.0), (8.0, 64.0)  #: ε
 STEPS = 5
+ROUNDS, SMALL_ROUNDS = 30, 5  #: of federated training
+FEDERATED = (8.0,)  #: ε
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ def run(setting: Setting) -> Figures:
     data = _data(setting)
     rows, against = _searches(data, setting)
     rows += _private(data, setting)
+    rows += _federated(data, setting)
     train = data.patients[: len(data.train)]
     return Figures(
         machine=describe(),
@@ -117,6 +120,13 @@ def _private(data: Data, setting: Setting) -> list[Row]:
         *(private.classifier(data.train, data.test, epsilon) for epsilon in of_models),
         *(private.neighbours(data.train, data.test, epsilon, setting.threads) for epsilon in of_vectors),
     ]
+
+
+def _federated(data: Data, setting: Setting) -> list[Row]:
+    _step(5, "federated: hospitals keep their records, and an aggregator adds up encrypted updates")
+    hospitals = [p.hospital for p in data.patients[: len(data.train)]]
+    rounds = SMALL_ROUNDS if setting.small else ROUNDS
+    return federated.rows(federated.federation(data.train, data.test, hospitals, rounds), FEDERATED)
 
 
 def _step(number: int, what: str) -> None:

@@ -53,6 +53,7 @@ class Texts(Enum):
 class Vectors(Enum):
     HOLDERS = "holders"
     OTHERS = "others"  #: get vectors, or a model made of them
+    SITES = "sites"  #: train one model together, and show each other no records
 
 
 class Writers(Enum):
@@ -100,7 +101,10 @@ class Answers:
         default=Texts.PLAIN, metadata=_asked("the texts that are embedded (identifiers: they name people)")
     )
     vectors: Vectors = field(
-        default=Vectors.HOLDERS, metadata=_asked("who gets vectors, or models trained on them (holders: of the key)")
+        default=Vectors.HOLDERS,
+        metadata=_asked(
+            "who gets vectors, or models trained on them (holders: of the key; sites: several train one model together)"
+        ),
     )
     writers: Writers = field(
         default=Writers.HOLDERS,

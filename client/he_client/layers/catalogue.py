@@ -34,6 +34,7 @@ LAYERS = {
     for one in (
         Layer("text", "identifiers taken out of texts", Place.TEXT, "text.md"),
         Layer("privacy", "differential privacy of what is released", Place.TEXT, "privacy.md"),
+        Layer("federated", "encrypted sums of models' updates", Place.CLIENT, "federated.md"),
         Layer("encryption", "encrypted vectors, queries, scores, payloads", Place.CLIENT, "scheme.md"),
         Layer("scores", "release of scores", Place.CLIENT, "score-release.md"),
         Layer("keys", "locked key files", Place.CLIENT, "keys.md"),

@@ -58,6 +58,7 @@ def applying(answers: Answers) -> tuple[str, ...]:
     named = {
         "identifiers": a.texts is Texts.IDENTIFIERS,
         "inversion": a.vectors is Vectors.OTHERS,
+        "aggregator": a.vectors is Vectors.SITES,
         "curious": looked_at or a.disk is Disk.STOLEN or a.leaves is not Leaves.RAW,
         "found": looked_at,
         "released": True,
@@ -144,6 +145,7 @@ def _layers(answers: Answers, engine: Engine) -> set[str]:
     wanted = {
         "text": a.texts is Texts.IDENTIFIERS,
         "privacy": a.vectors is Vectors.OTHERS and a.leaves is not Leaves.NOTHING,
+        "federated": a.vectors is Vectors.SITES and a.leaves is not Leaves.NOTHING,
         "verification": engine is Engine.HINT,
         "signatures": a.writers is Writers.LISTED,
         "tls": a.authenticated,
@@ -210,6 +212,14 @@ def _contradictions(answers: Answers) -> list[Unmet]:
                 "nothing leaves, and others get vectors",
                 "a vector with noise, or a model made of vectors, leaves as well",
                 "let what is protected leave, or answer the others' questions by searches within the site",
+            )
+        )
+    if answers.leaves is Leaves.NOTHING and answers.vectors is Vectors.SITES:
+        found.append(
+            Unmet(
+                "nothing leaves, and sites train together",
+                "what a site learnt leaves it, encrypted",
+                "let what is protected leave, or bring the records to one site",
             )
         )
     if answers.leaves is Leaves.NOTHING and answers.network is Network.OPEN:

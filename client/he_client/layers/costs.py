@@ -73,6 +73,12 @@ def note(layer: str, profile: Profile) -> str:
         if layer == "at_rest":
             text += f"; storing × {sealed['store']:.1f}, a start × {sealed['start']:.0f}"
         return text
+    if layer == "federated":
+        summed = costs()["federated"]
+        return (
+            f"none of a query; an update × {summed['bytes_up']:.1f} in bytes, a round × {summed['seconds']:.1f} in "
+            f"time, accuracy {summed['points']:+.2f} points"
+        )
     if layer == "encryption":
         return (
             f"`{profile.value}`: server × {of['server_ratio']:.2f} of the faster plaintext scan, "

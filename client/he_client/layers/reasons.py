@@ -30,6 +30,7 @@ def reason(layer: str, answers: Answers, engine: Engine, profile: Profile) -> st
 _REASONS = {
     "text": "texts identify people, and payloads and embeddings are made of them",
     "privacy": "others get vectors or models; ε and δ of the commands are an example",
+    "federated": "sites train together; with differential privacy on top the model itself may be shown",
     "keys": "whoever has the key has everything",
     "verification": "always: wrong answers are worse than errors",
     "signatures": "not all who hold the key may write",

@@ -44,6 +44,18 @@ THREATS = {
             "what ε allows; that somebody is among the rows",
         ),
         Threat(
+            "aggregator",
+            "who adds up what several sites learnt reads or alters their updates, and so their records",
+            {
+                "federated": (
+                    "test_encrypted_sums.py::test_who_adds_loads_nothing_that_decrypts",
+                    "test_encrypted_sums.py::test_every_kind_of_changed_sum_is_refused",
+                    "test_federated.py::test_separate_processes_over_tls",
+                )
+            },
+            "an aggregator together with one site; what sums and models say of records, without noise",
+        ),
+        Threat(
             "curious",
             "a curious server reads vectors, queries, scores, texts or ids",
             {
