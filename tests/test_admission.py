@@ -297,7 +297,7 @@ def one_block_units(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reader_too_slow_keeps_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has taken one piece of many, and there is no room for more; others search meanwhile."""
     monkeypatch.setattr(scan, "CALL_ANSWER_BYTES", 2 * ANSWER_BYTES)
-    monkeypatch.setattr(scan, "SLOW_S", 0.05)
+    monkeypatch.setattr(answering, "SLOW_S", 0.05)
     with running(tmp_path, over_grpc=False, max_scans=1, max_waiting=0) as endpoint:
         client = FakeClient(endpoint).create()
         _filled(client, 40)

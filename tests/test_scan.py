@@ -15,9 +15,10 @@ import pytest
 from he_engine.engine import Buffer, IndexFile
 from he_engine.errors import InvalidInput, ResidueError, Unavailable
 from he_server.search import answering, scan
-from he_server.search.answering import Piece
-from he_server.search.scan import RIDER_QUERIES, SHARED_QUERIES, SLOW_S, Pace, Scan, Scans, _Call
+from he_server.search.answering import SLOW_S, Pace, Piece, Searched
+from he_server.search.scan import RIDER_QUERIES, SHARED_QUERIES, Scan, Scans, _Call
 from he_server.storage.segment_file import Description, StoredSegment
+from tests.server_fixture import PARAMETERS
 
 BLOCK_BYTES = answering.UNIT_INDEX_BYTES  # every block is a unit
 ANSWER_BYTES = 1 << 10
@@ -376,17 +377,12 @@ def test_many_callers_at_any_time(monkeypatch: pytest.MonkeyPatch, pool: ThreadP
 
 
 def test_scans_last_as_long_as_their_calls(pool: ThreadPoolExecutor) -> None:
-    class Record:
-        def __init__(self, version: int) -> None:
-            self.collection_id, self.version = bytes(16), version
-
-    class Snap:
-        def __init__(self, version: int) -> None:
-            self.record, self.segments, self.edition = Record(version), segments(2), 0
+    def version(number: int) -> Searched:
+        return Searched(number, PARAMETERS, segments(2))
 
     engine = GatedEngine()
     scans = Scans(pool, 1, lambda s: contextlib.nullcontext(s.index))
-    with scans.of(engine, Snap(1)) as a, scans.of(engine, Snap(1)) as b, scans.of(engine, Snap(2)) as c:  # type: ignore[arg-type]
+    with scans.of(engine, version(1)) as a, scans.of(engine, version(1)) as b, scans.of(engine, version(2)) as c:  # type: ignore[arg-type]
         assert a is b and a is not c
         assert len(scans._scans) == 2
     assert not scans._scans

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from he_engine.engine import ServerEngine
@@ -21,8 +20,9 @@ from he_server.config import ServerConfig
 from he_server.rpc.admission import Admission
 from he_server.rpc.calls import step
 from he_server.rpc.checks import Checks, chunks_after, first_header
+from he_server.search.answering import Answerer, Pace, Searched
 from he_server.search.engines import EngineMaker, Engines, engine_maker
-from he_server.search.scan import Pace, Scans
+from he_server.search.scan import LocalAnswerer
 from he_server.storage import files, segment_file
 from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.kek import open_kek
@@ -61,9 +61,8 @@ class Service:
         except BaseException:
             self._store.close()
             raise
-        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
+        self._answerer: Answerer = LocalAnswerer(config.threads, self._store.reading)
         self._closing = False
-        self._scans = Scans(self._pool, config.threads, self._store.reading)
 
     # ---- collections -----------------------------------------------------------------------------------
     def create_collection(self, request: pb.CreateCollectionRequest, caller: Caller) -> pb.Collection:
@@ -217,17 +216,18 @@ class Service:
             pace = Pace()
             with (
                 self._engines.using(parameters) as engine,
-                self._store.snapshot(record, header.version) as snapshot,
-                self._scans.of(engine, snapshot) as scan,
-                self.admission.inflight_bytes.taken(scan.call_bytes(len(queries))),
+                self._searched(record, header.version, parameters) as searched,
+                self.admission.inflight_bytes.taken(
+                    self._answerer.call_bytes(answer_bytes := searched.answer_bytes(engine, len(queries)))
+                ),
                 self.admission.scans.taken(spare=pace.slow) as computed,
                 step("scan"),
             ):
                 engine.check_queries(queries)
-                self.access.count_bytes(caller, expected_bytes + scan.answer_bytes(len(queries)))
+                self.access.count_bytes(caller, expected_bytes + answer_bytes)
                 self.access.count_queries(caller, record.collection_id, len(queries))
                 active = lambda: caller.is_active() and not self._closing  # noqa: E731
-                for piece in scan.answer(queries, active, computed, pace):
+                for piece in self._answerer.answer(engine, searched, queries, active, computed, pace):
                     yield pb.AnswerResponse(
                         context=header.context,
                         segment_id=piece.unit.segment.description.segment_id,
@@ -254,6 +254,14 @@ class Service:
             got = len(queries) * each + len(received)
             raise InvalidInput(f"queries: got {got} bytes, expected {expected_bytes}")
         return queries
+
+    @contextlib.contextmanager
+    def _searched(
+        self, record: CollectionRecord, version: int, parameters: wire.PublicParameters
+    ) -> Iterator[Searched]:
+        """The live segments of the current version, pinned for the block. Raises as Store.snapshot."""
+        with self._store.snapshot(record, version) as snapshot:
+            yield Searched((record.collection_id, version, snapshot.edition), parameters, snapshot.segments)
 
     # ---- common ----------------------------------------------------------------------------------------
     @property
@@ -324,7 +332,7 @@ class Service:
     def close(self) -> None:
         """Waits for the units that are running. Calls still under way then fail. Again: nothing happens."""
         self._closing = True
-        self._pool.shutdown(cancel_futures=True)
+        self._answerer.close()
         self._engines.close()
         self.access.close()
         self._store.close()

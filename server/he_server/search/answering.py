@@ -1,16 +1,22 @@
-"""How an index is cut for answering: units of some milliseconds, each a range of blocks of one segment."""
+"""What is answered, by whom, and how an index is cut for it: units of some milliseconds, each a range of blocks of one
+segment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from he_engine.engine import ServerEngine
+from he_engine.engine import Buffer, ServerEngine
 from he_proto.chunks import CHUNK_BYTES
+from he_proto.wire import PublicParameters
 from he_server.storage.segment_file import StoredSegment
 
 UNIT_INDEX_BYTES = 32 << 20  #: of index in one unit: 2 ms of one core for one query, 10 ms for 32
 _MIN_INDEX_BYTES = 4 << 20  #: under this, handing out a unit costs more than computing it
+SLOW_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +49,62 @@ def units(segments: Sequence[StoredSegment], size: int) -> Iterator[Unit]:
         blocks = segment.description.blocks
         for first in range(0, blocks, size):
             yield Unit(segment, first, min(size, blocks - first))
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The segments that a search goes over, all of one collection; whoever has it keeps them pinned."""
+
+    key: Hashable  #: equal where the segments, and their files, are the same
+    parameters: PublicParameters
+    segments: Sequence[StoredSegment]
+
+    def answer_bytes(self, engine: ServerEngine, queries: int) -> int:
+        """Of so many queries."""
+        return queries * engine.answer_bytes_per_block * sum(segment.description.blocks for segment in self.segments)
+
+
+class Pace:
+    """How long a call was passed over because its client did not take the answers that it had. Its answerer writes it,
+    under a lock; anybody may read."""
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
+        self._before_s, self._since_s = 0.0, math.inf
+
+    def full(self) -> None:
+        self._since_s = min(self._since_s, self._clock_s())
+
+    def room(self) -> None:
+        self._before_s += max(0.0, self._clock_s() - self._since_s)
+        self._since_s = math.inf
+
+    def slow(self) -> bool:
+        """Longer than SLOW_S altogether."""
+        return self._before_s + max(0.0, self._clock_s() - self._since_s) > SLOW_S
+
+
+class Answerer(Protocol):
+    """Who computes answers: threads of this process, or actors of a cluster. Thread-safe."""
+
+    def answer(
+        self,
+        engine: ServerEngine,
+        searched: Searched,
+        queries: Sequence[Buffer],
+        active: Callable[[], bool],
+        computed: Callable[[], object] = bool,
+        pace: Pace | None = None,
+    ) -> Iterator[Piece]:
+        """Each query's answers over every block, each once, as they are ready and in no promised order; `computed` is
+        called when none is left to compute, though some may be left to take. `pace` is kept up to date.
+
+        Raises Unavailable soon after `active()` has become false, and what computing raised: never are answers missing
+        without an error. When it ends, in whatever way, nothing reads the segments for it any more.
+        """
+
+    def call_bytes(self, answer_bytes: int) -> int:
+        """The most that is held at a time, in this process, of a call's answers that are so many bytes in all."""
+
+    def close(self) -> None:
+        """Calls still under way then fail, once they are no longer active."""

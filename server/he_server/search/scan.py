@@ -15,50 +15,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from he_engine.engine import Buffer, IndexFile, ServerEngine
 from he_engine.errors import InvalidInput, Unavailable
 from he_proto.chunks import CHUNK_BYTES
-from he_server.search.answering import Piece, Unit, blocks_per_unit, units
+from he_server.search.answering import Pace, Piece, Searched, Unit, blocks_per_unit, units
 from he_server.storage.segment_file import StoredSegment
-from he_server.storage.snapshots import Snapshot
 
 SHARED_QUERIES = 32  #: computed at a time; more share no better (docs/performance.md)
 RIDER_QUERIES = 8
 CALL_ANSWER_BYTES = 8 << 20  #: for each thread: so many that every one may work for a lone call
 _POLL_S = 0.1  #: between looks for cancellation while units run
-SLOW_S = 1.0
-
 
 Reading = Callable[[StoredSegment], AbstractContextManager[IndexFile]]  #: Store.reading
-
-
-class Pace:
-    """How long a call was passed over because its client did not take the answers that it had. Written under the scan's
-    lock; anybody may read."""
-
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._clock_s = clock_s
-        self._before_s, self._since_s = 0.0, math.inf
-
-    def full(self) -> None:
-        self._since_s = min(self._since_s, self._clock_s())
-
-    def room(self) -> None:
-        self._before_s += max(0.0, self._clock_s() - self._since_s)
-        self._since_s = math.inf
-
-    def slow(self) -> bool:
-        """Longer than SLOW_S altogether."""
-        return self._before_s + max(0.0, self._clock_s() - self._since_s) > SLOW_S
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +78,6 @@ class Scan:
         index_bytes = sum(segment.description.index_bytes for segment in segments)
         self._engine = engine
         self._units = list(units(segments, blocks_per_unit(engine, index_bytes, threads)))
-        self._blocks = sum(unit.blocks for unit in self._units)
         self._pool = pool
         self._threads = threads
         self._reading = reading
@@ -120,29 +94,13 @@ class Scan:
         computed: Callable[[], object] = bool,
         pace: Pace | None = None,
     ) -> Iterator[Piece]:
-        """Each query's answers over every block, in no promised order; `computed` is called when none is left to
-        compute, though some may be left to take. `pace` is kept up to date.
-
-        Raises Unavailable soon after `active()` has become false, and what a unit raised. When it ends, in whatever
-        way, nothing is being computed for it.
-        """
+        """See Answerer."""
         call = self._join(queries, active, computed, pace or Pace())
         try:
             while call.missing:
                 yield self._take(call)
         finally:
             self._leave(call)
-
-    def answer_bytes(self, queries: int) -> int:
-        """Of so many queries, all segments."""
-        return queries * self._blocks * self._engine.answer_bytes_per_block
-
-    def call_bytes(self, queries: int) -> int:
-        """The most that the answers of one call take at a time (the module's docstring)."""
-        return min(
-            self.answer_bytes(queries),
-            self._threads * CALL_ANSWER_BYTES + RIDER_QUERIES * CHUNK_BYTES,
-        )
 
     # ---- callers ---------------------------------------------------------------------------------------
     def _join(
@@ -291,16 +249,16 @@ class Scans:
         self._threads = threads
         self._reading = reading
         self._lock = threading.Lock()
-        self._scans: dict[tuple[bytes, int, int], tuple[Scan, int]] = {}  # and how many calls have it
+        self._scans: dict[Hashable, tuple[Scan, int]] = {}  # and how many calls have it
 
     @contextlib.contextmanager
-    def of(self, engine: ServerEngine, snapshot: Snapshot) -> Iterator[Scan]:
-        """The scan of these files, which whoever uses it keeps pinned, as the engine."""
-        key = (snapshot.record.collection_id, snapshot.record.version, snapshot.edition)
+    def of(self, engine: ServerEngine, searched: Searched) -> Iterator[Scan]:
+        """The scan of these segments, which whoever uses it keeps pinned, as the engine."""
+        key = searched.key
         with self._lock:
             scan, users = self._scans.get(key, (None, 0))
             if scan is None:
-                scan = Scan(engine, snapshot.segments, self._pool, self._threads, self._reading)
+                scan = Scan(engine, searched.segments, self._pool, self._threads, self._reading)
             self._scans[key] = (scan, users + 1)
         try:
             yield scan
@@ -309,3 +267,33 @@ class Scans:
                 _, users = self._scans.pop(key)
                 if users > 1:
                     self._scans[key] = (scan, users - 1)
+
+
+class LocalAnswerer:
+    """An Answerer with threads of its own in this process."""
+
+    def __init__(self, threads: int, reading: Reading) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
+        self._scans = Scans(self._pool, threads, reading)
+
+    def answer(
+        self,
+        engine: ServerEngine,
+        searched: Searched,
+        queries: Sequence[Buffer],
+        active: Callable[[], bool],
+        computed: Callable[[], object] = bool,
+        pace: Pace | None = None,
+    ) -> Iterator[Piece]:
+        """See Answerer."""
+        with self._scans.of(engine, searched) as scan:
+            yield from scan.answer(queries, active, computed, pace)
+
+    def call_bytes(self, answer_bytes: int) -> int:
+        """See Answerer, and the module's docstring."""
+        return min(answer_bytes, self._threads * CALL_ANSWER_BYTES + RIDER_QUERIES * CHUNK_BYTES)
+
+    def close(self) -> None:
+        """Waits for the units that are running."""
+        self._pool.shutdown(cancel_futures=True)
