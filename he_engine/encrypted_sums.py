@@ -20,7 +20,6 @@ The history is the digest of all sums that were taken before, in their order.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import struct
 from collections.abc import Sequence
@@ -73,8 +72,8 @@ class SumParameters:
             raise ParameterError(
                 f"max_weight: got {self.max_weight!r}, expected 1 to {most} with {self.participants} participants"
             )
-        if type(self.bound) is not float or not math.isfinite(self.bound) or self.bound <= 0:
-            raise ParameterError(f"bound: got {self.bound!r}, expected a positive float")
+        if type(self.bound) is not float or not 2.0**-500 <= self.bound <= 2.0**500:
+            raise ParameterError(f"bound: got {self.bound!r}, expected a float of 2^-500 to 2^500")
         if type(self.run) is not bytes or len(self.run) != RUN_BYTES:
             raise ParameterError(f"run: expected {RUN_BYTES} bytes")
 

@@ -90,6 +90,25 @@ def test_an_encrypted_sum_is_the_plain_one(people: list[tuple[list[float], int]]
     assert np.abs(found.values - exact).max() <= P.bound / P.levels / 2 * (1 + 1e-6)
 
 
+def test_zeros_have_no_sign() -> None:
+    """It would be the noise's."""
+    assert not np.signbit(averaged(P, [np.zeros(5)] * 3, [1, 2, 3]).values).any()
+
+
+def test_who_was_told_another_bound_has_another_key() -> None:
+    """Its updates do not pass for ours, whatever header somebody puts before them."""
+    theirs = SumParameters(
+        values=P.values, participants=P.participants, max_weight=P.max_weight, bound=P.bound / 1000, run=P.run
+    )
+    ours = Update.parse(ciphers(P, 1)[0].encrypt(1, np.zeros(5), 1), P, 1)
+    other = ciphers(theirs, 2)[1]
+    raw = other.encrypt(1, np.full(5, theirs.bound), 1)
+    pasted = P.digest.join(raw.split(theirs.digest, 1))
+    total = EncryptedSum.of([ours, Update.parse(pasted, P, 1)], P).to_bytes(P, 1)
+    with pytest.raises(TamperedAnswerError, match="not decrypted"):
+        ciphers(P, 1)[0].decrypt(1, total)
+
+
 @pytest.mark.parametrize("values", [1, DEGREE - 1, DEGREE, 2 * DEGREE + 7])
 def test_lengths_around_a_ciphertext(values: int) -> None:
     p = parameters(values)

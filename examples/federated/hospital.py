@@ -86,6 +86,10 @@ def main() -> int:
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     setting = Setting.load(arguments.common / "setting.json")
+    begun = arguments.own / f"{setting.run}.begun"
+    if begun.exists():
+        parser.error(f"{begun}: this hospital has begun that run before; start a new one, with another `run`")
+    begun.touch()
     identity = Identity.load(arguments.own / "identity.key", passphrase=sys.stdin.readline().strip())
     people = json.loads((arguments.common / "participants.json").read_text())
     first = PublicIdentity.parse(people[setting.names[0]]["identity"])

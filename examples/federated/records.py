@@ -24,6 +24,11 @@ class Records:
     vectors: F32  #: (n, d), unit vectors
     labels: I64  #: (n,), 0 to classes − 1
 
+    def __post_init__(self) -> None:
+        """Raises ValueError: one such record would end the training, and tell that it is there."""
+        if not np.isfinite(self.vectors).all():
+            raise ValueError("records: a vector has numbers that are not finite")
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -29,8 +29,8 @@ class Setting:
 
     @property
     def minimum(self) -> int:
-        """Hospitals in a sum that is decrypted: all but one, and at least two."""
-        return max(2, self.hospitals - 1)
+        """Hospitals in a sum that is decrypted: all but one, and three where there are as many."""
+        return max(min(3, self.hospitals), self.hospitals - 1)
 
     def parameters(self, values: int) -> SumParameters:
         return SumParameters(

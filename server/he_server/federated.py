@@ -2,7 +2,7 @@
 
     strategy = EncryptedAverage(parameters, {"north": its Ed25519 public key, …}, minimum=3)
     flwr.server.start_server(server_address="127.0.0.1:8443", strategy=strategy, certificates=(ca, certificate, key),
-                             config=flwr.server.ServerConfig(num_rounds=20))
+                             config=flwr.server.ServerConfig(num_rounds=20, round_timeout=600))
 
 A round is two exchanges: `fit` brings an update from each participant, signed by it; `evaluate` hands their sum to all
 connected ones, who decrypt it. No model, metric or number of records passes here. What a participant says of itself

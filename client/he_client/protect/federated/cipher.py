@@ -2,14 +2,16 @@
 
 Everything derives from the key that the participants share, for one run (see he_engine.encrypted_sums for letters):
 
-    s      uniform ternary, by HKDF and AES-CTR              federated secret ‖ run
-    ρ      blocks·N residues mod q, the same for all         federated weights ‖ run ‖ round ‖ history
-    k_i    a residue mod q, used once                        federated mask ‖ run ‖ round ‖ history ‖ name ‖ seeds
+    s      uniform ternary, by HKDF and AES-CTR              federated secret ‖ p
+    ρ      blocks·N residues mod q, the same for all         federated weights ‖ p ‖ round ‖ history
+    k_i    a residue mod q, used once                        federated mask ‖ p ‖ round ‖ history ‖ name ‖ seeds
+
+p is the digest of the parameters, the run among them: who was told another bound has another key.
 
 `history` is the digest of all sums so far, so participants who were sent different ones do not understand each other
-any more. A sum that is not Σ of what the named participants sent passes with probability below 2^-59: for any other c0,
-τ would have to hit Σ k_i + ⟨ρ, c0⟩, and nothing of ρ was seen but under masks k_i, each used once. The k_i depend on
-the seeds, so other seeds have other masks.
+any more. A sum that is not Σ of what the named participants sent passes with probability below 2^-59, at each try:
+for any other c0, τ would have to hit Σ k_i + ⟨ρ, c0⟩, and nothing of ρ was seen but under masks k_i, each used once.
+The k_i depend on the seeds, so other seeds have other masks.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ from he_engine.tenseal_ring import SealRing, sealapi
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
 
-MINIMUM = 2  #: participants in a sum that is decrypted: a "sum" of one is somebody's update
+#: Participants in a sum that is decrypted, at least: a "sum" of one is somebody's update, and of two, for each of them,
+#: the other's.
+MINIMUM, USUAL_MINIMUM = 2, 3
 _NEAR = 0.25  #: of a unit, from the nearest integer: 16 standard deviations for 256 participants
 
 
@@ -64,11 +68,14 @@ class Average:
 class UpdateCipher(Secret):
     """One participant of one run. Not thread-safe."""
 
-    def __init__(self, key: CollectionKey, parameters: SumParameters, name: str, minimum: int = MINIMUM) -> None:
-        """key: shared by the participants, best made for this alone. minimum: of participants in a sum, 2 or more.
+    def __init__(self, key: CollectionKey, parameters: SumParameters, name: str, minimum: int | None = None) -> None:
+        """key: shared by the participants, best made for this alone. minimum: of participants in a sum, 2 or more;
+        usually 3, where there are as many. All but one of those in a sum can tell what the last one sent.
 
         Raises InvalidInput, MissingExtra.
         """
+        if minimum is None:
+            minimum = min(USUAL_MINIMUM, parameters.participants)
         if type(minimum) is not int or not MINIMUM <= minimum <= parameters.participants:
             raise InvalidInput(f"minimum: got {minimum!r}, expected {MINIMUM} to {parameters.participants}")
         self._parameters, self._name, self._minimum = parameters, check_name(name), minimum
@@ -79,13 +86,13 @@ class UpdateCipher(Secret):
         self._keyed: tuple[Any, Any, RootKey] | None = (
             api.Encryptor(context, secret),
             api.Decryptor(context, secret),
-            RootKey(key.derive("federated run", parameters.run)),
+            RootKey(key.derive("federated run", parameters.digest)),
         )
         self._history, self._round = START, 0
 
     def _secret_key(self, key: CollectionKey) -> bytes:
         """SEAL's form of s. Its slots are s(ζ^(3^j)), ζ = e^(iπ/N), and encoding those at scale 1 gives s again."""
-        stream = keystream(key.derive("federated secret", self._parameters.run), DEGREE).view(np.uint8)
+        stream = keystream(key.derive("federated secret", self._parameters.digest), DEGREE).view(np.uint8)
         s = stream[stream < 255][:DEGREE].astype(np.int64) % 3 - 1  # 32,768 bytes, of which 1 in 256 is left out
         twisted = s * np.exp(1j * np.pi * np.arange(DEGREE) / DEGREE)
         odd_powers = np.fft.ifft(twisted, norm="forward")  # s(ζ^(2m+1))
@@ -154,7 +161,7 @@ class UpdateCipher(Secret):
             raise TamperedAnswerError("sum: not that of the updates of the participants that it names; not decrypted")
         blocks = zip(found.polys, found.seeds, strict=True)
         exact = np.concatenate([self._decrypt(poly, seeds) for poly, seeds in blocks])
-        numbers = np.rint(exact)
+        numbers = np.rint(exact) + 0.0  # −0.0, which would tell the sign of the noise, becomes 0.0
         weight, values, rest = numbers[0], numbers[1 : 1 + p.values], numbers[1 + p.values :]
         possible = (
             (np.abs(exact - numbers) < _NEAR).all()

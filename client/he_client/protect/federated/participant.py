@@ -42,7 +42,11 @@ class Trainer(Protocol):
 
 
 class Participant(Client):
-    """Flower counts what it raises as a failure of this participant in this round; the others go on."""
+    """What goes wrong in a round is logged here, and told as a failure without a reason; it takes part in the next.
+
+    One object is one run, from its first round on. A process that ended in the middle of a run must not begin it again:
+    it would take sums of rounds that it has seen, and be sent other ones of the same (docs/federated.md, "Dropouts").
+    """
 
     def __init__(self, trainer: Trainer, cipher: UpdateCipher, identity: Identity) -> None:
         """identity: signs updates; the aggregator knows `identity.public.signing`."""
@@ -50,24 +54,37 @@ class Participant(Client):
 
     def fit(self, ins: FitIns) -> FitRes:
         """A change of the model, encrypted, and a signature."""
+        try:
+            return FitRes(Status(Code.OK, ""), Parameters(self._update(ins), TENSOR_TYPE), 1, {})
+        except Exception as error:  # Flower's client ends at any that leaves this
+            _log("no update", error)
+            return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, ""), Parameters([], TENSOR_TYPE), 1, {})
+
+    def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
+        """Takes a sum into the model, or leaves it as it is."""
+        try:
+            self._take(ins)
+        except Exception as error:
+            _log("a sum is refused", error)
+            return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, ""), 0.0, 1, {})
+        return EvaluateRes(Status(Code.OK, ""), 0.0, 1, {})
+
+    def _update(self, ins: FitIns) -> list[bytes]:
         round_ = _round(ins.config)
         change, weight = self._trainer.train(round_)
         update = self._cipher.encrypt(round_, change, weight)
-        sent = Parameters([update, self._signing.sign(update)], TENSOR_TYPE)
-        return FitRes(Status(Code.OK, ""), sent, 1, {})
+        return [update, self._signing.sign(update)]
 
-    def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
-        """Takes a sum into the model, or leaves it and raises what UpdateCipher.decrypt does."""
+    def _take(self, ins: EvaluateIns) -> None:
         tensors = ins.parameters.tensors
         if len(tensors) != 1:
             raise InvalidInput(f"sum: got {len(tensors)} tensors, expected 1")
-        try:
-            average = self._cipher.decrypt(_round(ins.config), tensors[0])
-        except HesearchError as error:
-            _LOG.error("a sum is refused: %s", error)
-            raise
-        self._trainer.apply(average.values)
-        return EvaluateRes(Status(Code.OK, ""), 0.0, 1, {})
+        self._trainer.apply(self._cipher.decrypt(_round(ins.config), tensors[0]).values)
+
+
+def _log(what: str, error: Exception) -> None:
+    """Ours say what was wrong and carry no values; of others, the class."""
+    _LOG.error("%s: %s", what, error if isinstance(error, HesearchError) else type(error).__name__)
 
 
 def _round(config: dict[str, bool | bytes | float | int | str]) -> int:
