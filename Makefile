@@ -55,7 +55,7 @@ PROFILES := compact exact precise
 PAGES := $(if $(filter docs/figures,$(BENCH:/=)),docs,$(BENCH))
 STEPS := $(foreach p,$(PROFILES),$(addprefix overhead_$p,.json _100k_2t.json _1m_1t.json _1m_2t.json _avx2.json) \
 	icd_$p.json service_$p.json) concurrency_compact.json concurrency_exact.json \
-	layers_compact.json layers_exact.json wire.json at_rest.json redaction.json inversion.json scaling.json pareto.json \
+	layers_compact.json layers_exact.json wire.json at_rest.json cold_start.json redaction.json inversion.json scaling.json pareto.json \
 	approximate.json kernels.json
 OVERHEAD = $(BIN)/python -m benchmarks.overhead --dim 512 --profile $* --json $@
 PLAIN := --peers numpy faiss
@@ -102,11 +102,12 @@ $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 # the end make fails. The committed ones, and docs/reliability.md, anew:
 #     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
 RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
-TORTURES := kill_server kill_client crash_postgres soak overload restarts faults_power faults_errors faults_kill fuzz seal bitflips \
+TORTURES := kill_server kill_client lose_server crash_postgres soak overload restarts faults_power faults_errors faults_kill fuzz seal bitflips \
 	malicious
 full_kill_server := --runs 1000
 full_kill_client := --runs 500
 full_crash_postgres := --runs 50
+full_lose_server := --runs 50
 full_soak := --seconds 1800
 full_overload := --seconds 120
 full_restarts := --runs 50
@@ -118,6 +119,7 @@ full_malicious := --lies 20000
 short_kill_server := --runs 60
 short_kill_client := --runs 60
 short_crash_postgres := --runs 10
+short_lose_server := --runs 10
 short_soak := --seconds 180
 short_overload := --seconds 30
 short_restarts := --runs 10

@@ -37,13 +37,11 @@ def uploaded(store: Store, contents: Sequence[bytes], collection_id: bytes = COL
     return upload.segment.description.segment_id
 
 
-def made(
-    root: Path, kek: KeyProvider | None, segments: Iterable[Sequence[bytes]] = (), catalogue: str = ""
-) -> list[bytes]:
+def made(root: Path, kek: KeyProvider | None, contents_of: Iterable[Sequence[bytes]] = (), **where: str) -> list[bytes]:
     """A closed data folder with the collection at version 2 and these segments live in it; their ids."""
-    store = Store(root, catalogue=catalogue, kek=kek)
+    store = Store(root, kek=kek, **where)
     store.create(RECORD, b"sealed", 10)
-    live = [uploaded(store, contents) for contents in segments]
+    live = [uploaded(store, contents) for contents in contents_of]
     store.commit(RECORD, 1, b"sealed 2", live)
     store.close()
     return live

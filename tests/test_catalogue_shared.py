@@ -86,11 +86,11 @@ def test_others_changes_are_seen_at_once(server: Servers) -> None:
     with pytest.raises(Conflict, match="the manifest is at version 2"):
         one.commit(COLLECTION, 1, b"another", [])
     assert not gone
-    assert one.commit(COLLECTION, 2, b"sealed 3", []) == (3, [segment.file_id])
+    assert one.commit(COLLECTION, 2, b"sealed 3", []) == (3, [segment])
     assert two.find("notes").version == 3
     assert gone == [segment]
     one.add(segment, 3.0)
-    assert two.drop(COLLECTION) == [segment.file_id]
+    assert two.drop(COLLECTION) == [segment]
     with pytest.raises(NotFound):
         one.find("notes")
     assert one.collections() == two.collections() == []
@@ -278,9 +278,9 @@ def test_a_connection_that_breaks_between_check_and_write_changes_nothing(url: s
 def test_folder_and_catalogue_belong_together(tmp_path: Path, postgres: PostgresServer, url: str) -> None:
     """Else the segments of one would be garbage to the other."""
     made(tmp_path / "own", None, [[b"index"]])
-    with pytest.raises(InvalidInput, match="this data folder has its own"):
+    with pytest.raises(InvalidInput, match=r"it has catalogue\.sqlite"):
         Store(tmp_path / "own", catalogue=url)
-    made(tmp_path / "one", None, [[b"index"]], url)
+    made(tmp_path / "one", None, [[b"index"]], catalogue=url)
     with pytest.raises(InvalidInput, match="is in PostgreSQL"):
         Store(tmp_path / "one")
     for where, of in ((tmp_path / "two", url), (tmp_path / "one", postgres.new_database())):
@@ -294,7 +294,7 @@ def test_commands_that_know_only_files_leave_it_alone(
 ) -> None:
     """To them its segments would be garbage."""
     data = tmp_path / "data"
-    (segment,) = made(data, None, [[b"index"]], url)
+    (segment,) = made(data, None, [[b"index"]], catalogue=url)
     assert main(["fsck", str(data), "--repair"]) == main(["backup", str(data), str(tmp_path / "backup")]) == 2
     assert main(["rekey", str(data), "--kek", "file:/etc/hostname"]) != 0
     assert "is in PostgreSQL" in capsys.readouterr().err

@@ -41,6 +41,7 @@ from he_server.storage.snapshots import Snapshot
 from he_server.storage.store import Store
 from he_server.storage.upkeep import Upkeep
 from tests.postgres_fixture import PostgresServer, postgres  # noqa: F401
+from tests.s3_fixture import S3Server, s3, s3_server  # noqa: F401
 from tests.store_fixture import (
     COLLECTION,
     DIGEST,
@@ -56,7 +57,9 @@ from tests.store_fixture import (
 )
 
 DAY_S = 24 * 3600
-only_sqlite = pytest.mark.parametrize("catalogue", [""], ids=["sqlite"])
+Where = dict[str, Any]
+in_the_folder = pytest.mark.parametrize("where", ["folder", "postgresql"], indirect=True)  #: segments
+only_sqlite = pytest.mark.parametrize("where", [{}], ids=["folder"])
 
 
 @pytest.fixture(params=[None, KEK], ids=["unsealed", "sealed"])
@@ -65,18 +68,22 @@ def kek(request: pytest.FixtureRequest) -> KeyProvider | None:
     return found
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def catalogue(request: pytest.FixtureRequest) -> str:
-    """Where the rows are: see Store."""
-    if request.param == "sqlite":
-        return ""
+@pytest.fixture(params=["folder", "postgresql", "objects"])
+def where(request: pytest.FixtureRequest) -> Where:
+    """Where the rows and segments are: see Store."""
+    if request.param == "folder":
+        return {}
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
+    found = {"catalogue": server.new_database()}
+    if request.param == "objects":
+        s3: S3Server = request.getfixturevalue("s3")
+        found["segments"] = s3.new_bucket()
+    return found
 
 
 @pytest.fixture
-def store(tmp_path: Path, catalogue: str, kek: KeyProvider | None) -> Iterator[Store]:
-    store = Store(tmp_path, catalogue=catalogue, kek=kek)
+def store(tmp_path: Path, where: Where, kek: KeyProvider | None) -> Iterator[Store]:
+    store = Store(tmp_path, **where, kek=kek)
     store.create(RECORD, b"sealed", 10)
     yield store
     store.close()
@@ -197,10 +204,10 @@ def test_writer_takes_any_pieces(tmp_path: Path, step: int) -> None:
 
 # ---- starting ------------------------------------------------------------------------------------------------
 def test_two_servers_on_one_folder_are_refused(
-    store: Store, tmp_path: Path, catalogue: str, kek: KeyProvider | None
+    store: Store, tmp_path: Path, where: Where, kek: KeyProvider | None
 ) -> None:
     with pytest.raises(Unavailable, match=rf"another server \(process {os.getpid()}\) has it open"):
-        Store(tmp_path, catalogue=catalogue, kek=kek)
+        Store(tmp_path, **where, kek=kek)
     assert store.find("notes")
 
 
@@ -226,10 +233,10 @@ def test_only_the_owner_may_look(tmp_path: Path, kek: KeyProvider | None, found:
 
 @pytest.mark.parametrize("garbage_age_s", [DAY_S - 3600, DAY_S + 3600])
 def test_a_start_removes_what_a_crash_left(
-    tmp_path: Path, catalogue: str, kek: KeyProvider | None, garbage_age_s: float
+    tmp_path: Path, where: Where, kek: KeyProvider | None, garbage_age_s: float
 ) -> None:
     """What was on its way at once; a file without a row when it is as old as an orphan."""
-    store = Store(tmp_path, catalogue=catalogue, kek=kek)
+    store = Store(tmp_path, **where, kek=kek)
     store.create(RECORD, b"sealed", 10)
     kept = uploaded(store, [b"index"])
     store.close()
@@ -242,19 +249,19 @@ def test_a_start_removes_what_a_crash_left(
     for path in (*garbage, path_of(tmp_path, kept)):
         path.write_bytes(b"garbage") if path in garbage else None
         os.utime(path, (now - garbage_age_s, now - garbage_age_s))
-    store = Store(tmp_path, catalogue=catalogue, kek=kek, orphan_age_s=DAY_S, clock_s=lambda: now)
+    store = Store(tmp_path, **where, kek=kek, orphan_age_s=DAY_S, clock_s=lambda: now)
     assert store.has((COLLECTION, kept))
     verify(store, kept)
     assert [path.exists() for path in (*garbage, elsewhere.parent)] == [False] + [garbage_age_s < DAY_S] * 3
     store.close()
 
 
-def test_orphans_are_collected_after_a_day(tmp_path: Path, catalogue: str, kek: KeyProvider | None) -> None:
+def test_orphans_are_collected_after_a_day(tmp_path: Path, where: Where, kek: KeyProvider | None) -> None:
     """What was uploaded and not committed; what was sent again counts as new, what is live stays."""
     now = 1e9
 
     def opened() -> Store:
-        return Store(tmp_path, catalogue=catalogue, kek=kek, orphan_age_s=DAY_S, clock_s=lambda: now)
+        return Store(tmp_path, **where, kek=kek, orphan_age_s=DAY_S, clock_s=lambda: now)
 
     store = opened()
     store.create(RECORD, b"sealed", 10)
@@ -274,13 +281,13 @@ def test_orphans_are_collected_after_a_day(tmp_path: Path, catalogue: str, kek: 
     store.close()
 
 
-def test_orphans_are_collected_while_the_server_runs(tmp_path: Path, catalogue: str, kek: KeyProvider | None) -> None:
+def test_orphans_are_collected_while_the_server_runs(tmp_path: Path, where: Where, kek: KeyProvider | None) -> None:
     """At the next upload, looked for no more than once an hour; one that is being read goes with its reader."""
     now = 1e9
     forgotten: list[tuple[bytes, IndexFile]] = []
     store = Store(
         tmp_path,
-        catalogue=catalogue,
+        **where,
         kek=kek,
         orphan_age_s=DAY_S,
         clock_s=lambda: now,
@@ -309,10 +316,11 @@ def test_orphans_are_collected_while_the_server_runs(tmp_path: Path, catalogue: 
     store.close()
 
 
-def test_orphans_are_collected_where_nobody_writes(tmp_path: Path, catalogue: str, kek: KeyProvider | None) -> None:
+@in_the_folder
+def test_orphans_are_collected_where_nobody_writes(tmp_path: Path, where: Where, kek: KeyProvider | None) -> None:
     """By the thread that every server has."""
     shift_s = 0.0
-    store = Store(tmp_path, catalogue=catalogue, kek=kek, orphan_age_s=0.24, clock_s=lambda: time.time() + shift_s)
+    store = Store(tmp_path, **where, kek=kek, orphan_age_s=0.24, clock_s=lambda: time.time() + shift_s)
     store.create(RECORD, b"sealed", 10)
     live, orphan = (uploaded(store, [name]) for name in (b"live", b"orphan"))
     store.commit(RECORD, 1, b"sealed 2", [live])
@@ -364,10 +372,11 @@ def test_a_lost_catalogue_is_not_replaced(tmp_path: Path, kek: KeyProvider | Non
     assert path_of(tmp_path, segment).exists()
 
 
-def test_a_segment_file_in_anothers_place_is_refused(tmp_path: Path, catalogue: str, kek: KeyProvider | None) -> None:
-    first, second = made(tmp_path, kek, [[b"first"], [b"second"]], catalogue)
+@in_the_folder
+def test_a_segment_file_in_anothers_place_is_refused(tmp_path: Path, where: Where, kek: KeyProvider | None) -> None:
+    first, second = made(tmp_path, kek, [[b"first"], [b"second"]], **where)
     path_of(tmp_path, second).write_bytes(path_of(tmp_path, first).read_bytes())
-    store = Store(tmp_path, catalogue=catalogue, kek=kek)
+    store = Store(tmp_path, **where, kek=kek)
     assert store.has((COLLECTION, first))
     assert not store.has((COLLECTION, second))
     assert uploaded(store, [b"second"]) == second
@@ -468,11 +477,11 @@ def test_a_failing_disk_stores_nothing(
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("of", ["the file", "its folder"])
 def test_a_failed_sync_is_the_end_of_writing(
-    tmp_path: Path, catalogue: str, kek: KeyProvider | None, monkeypatch: pytest.MonkeyPatch, of: str, number: int
+    tmp_path: Path, where: Where, kek: KeyProvider | None, monkeypatch: pytest.MonkeyPatch, of: str, number: int
 ) -> None:
     """It is not repeated, nor is anything written after it; reads go on, and a restart makes all well."""
-    (kept,) = made(tmp_path, kek, [[b"kept"]], catalogue)
-    store = Store(tmp_path, catalogue=catalogue, kek=kek)
+    (kept,) = made(tmp_path, kek, [[b"kept"]], **where)
+    store = Store(tmp_path, **where, kek=kek)
     fsync, synced = os.fsync, []
 
     def fail(descriptor: int) -> None:
@@ -507,7 +516,7 @@ def test_a_failed_sync_is_the_end_of_writing(
         assert (snapshot.segments[0].description.segment_id, index.length_bytes) == (kept, 4)
     assert verify(store, kept) == described([b"kept"])
     store.close()
-    store = Store(tmp_path, catalogue=catalogue, kek=kek)
+    store = Store(tmp_path, **where, kek=kek)
     assert not store.read_only
     segment = uploaded(store, [b"index"])
     assert store.commit(store.find("notes"), 2, b"sealed 3", [kept, segment]) == 3
@@ -570,10 +579,10 @@ def test_closing_twice_closes_nothing_else(tmp_path: Path) -> None:
 
 
 # ---- pins ----------------------------------------------------------------------------------------------------
-def test_retired_files_wait_for_their_readers(tmp_path: Path, catalogue: str, kek: KeyProvider | None) -> None:
+def test_retired_files_wait_for_their_readers(tmp_path: Path, where: Where, kek: KeyProvider | None) -> None:
     forgotten: list[tuple[bytes, IndexFile]] = []
-    (segment,) = made(tmp_path, kek, [[b"index"]], catalogue)
-    store = Store(tmp_path, catalogue=catalogue, kek=kek, forget=lambda *index: forgotten.append(index))
+    (segment,) = made(tmp_path, kek, [[b"index"]], **where)
+    store = Store(tmp_path, **where, kek=kek, forget=lambda *index: forgotten.append(index))
     record, path = store.find("notes"), path_of(tmp_path, segment)
     with store.snapshot(record, 2) as first, store.segment(record, segment) as second:
         assert first.segments[0].path == path
@@ -617,12 +626,12 @@ def test_a_drop_during_an_upload(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", ["snapshot", "segment"])
 @pytest.mark.parametrize("writer", ["commit", "drop", "collect"])
 def test_what_is_retired_while_it_is_being_pinned(
-    tmp_path: Path, catalogue: str, kek: KeyProvider | None, reader: str, writer: str, when: str
+    tmp_path: Path, where: Where, kek: KeyProvider | None, reader: str, writer: str, when: str
 ) -> None:
     """The writer does all its work when the reader knows what is live, before or after it pins that: the reader must
     notice, and leave nothing pinned."""
     now = 1e9
-    store = Store(tmp_path, catalogue=catalogue, kek=kek, clock_s=lambda: now)
+    store = Store(tmp_path, **where, kek=kek, clock_s=lambda: now)
     store.create(RECORD, b"sealed", 10)
     segment, pin = uploaded(store, [b"index"]), store._segments.pins.pin
     path = path_of(tmp_path, segment)
@@ -729,9 +738,9 @@ def test_a_commit_that_failed_is_the_last(store: Store) -> None:
     store.snapshot(RECORD, 1).close()
 
 
-def test_an_import_nobody_goes_on_with_is_collected(tmp_path: Path, catalogue: str, kek: KeyProvider | None) -> None:
+def test_an_import_nobody_goes_on_with_is_collected(tmp_path: Path, where: Where, kek: KeyProvider | None) -> None:
     now = 1e9
-    store = Store(tmp_path, catalogue=catalogue, kek=kek, clock_s=lambda: now, orphan_age_s=100.0)
+    store = Store(tmp_path, **where, kek=kek, clock_s=lambda: now, orphan_age_s=100.0)
     store.create(replace(RECORD, version=4), b"", 10)
     uploaded(store, [b"a"])
     store.leftovers.collect()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from he_client import Hit, collection
-from tests.torture import crash_postgres, crowd, kill_client, kill_server, overload, report, restarts, soak
+from tests.s3_fixture import ENVIRONMENT
+from tests.torture import crash_postgres, crowd, kill_client, kill_server, lose_server, overload, report, restarts, soak
 from tests.torture.oracle import Findings, examine
 from tests.torture.rows import OWNED, Owner, Rows, payload, vector
 from tests.torture.slope import robust_slope
@@ -132,6 +133,17 @@ def test_kill_client() -> None:
     tally = tortured(kill_client.run, 1, 60)
     assert tally.runs == 60
     assert any(what.endswith(("undone", "kept")) for what in tally.counts)
+
+
+def test_lose_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    try:
+        tally = tortured(lose_server.run, 2, 8)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert tally.runs == 8
+    assert tally.counts["disks lost"] > 0
 
 
 def test_crash_postgres() -> None:

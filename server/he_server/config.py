@@ -16,6 +16,7 @@ from he_proto import wire
 from he_proto.chunks import CHUNK_BYTES
 
 _MESSAGE_SPARE_BYTES = 64 << 10  #: of the other fields beside a manifest or a chunk
+_OBJECT_AGE_S = 3600  #: the least age of objects that are removed since no row names them
 _ID_BYTES = 2 + wire.DIGEST_BYTES  #: of one live segment in a CommitManifest message
 
 
@@ -78,6 +79,19 @@ class ServerConfig:
             "postgresql://USER@HOST/DATABASE that has the catalogue; a password belongs in ~/.pgpass or PGPASSWORD; "
             "empty: a file in the data folder",
         ),
+    )
+    segments: str = field(
+        default="",
+        metadata=_setting(
+            "where",
+            "s3://BUCKET/PREFIX (of another S3 than AWS: ?endpoint=https://…), gs://… or az://… that has the segments, "
+            "with credentials from the environment or the machine, and the catalogue in PostgreSQL; the data folder "
+            "then has copies. Empty: they are in the data folder",
+        ),
+    )
+    cache_bytes: int = field(
+        default=64 << 30,
+        metadata=_setting("where", "bytes of such copies that stay, beside those that are in use", least=0),
     )
 
     policies: str = field(
@@ -287,6 +301,13 @@ class ServerConfig:
             raise InvalidInput("insecure: got it with tls_cert, expected one of the two")
         if self.catalogue:
             _require_postgresql(self.catalogue)
+        if self.segments and not self.catalogue:
+            raise InvalidInput("segments: got object storage without catalogue, expected one in PostgreSQL")
+        if self.segments and self.orphan_age_s < _OBJECT_AGE_S:
+            raise InvalidInput(
+                f"orphan_age_s: got {self.orphan_age_s}, expected at least {_OBJECT_AGE_S} with object storage: other "
+                "servers' clocks differ, and their uploads take time"
+            )
         if self.max_inflight_bytes < self.max_query_bytes:
             raise InvalidInput(
                 f"max_inflight_bytes: got {self.max_inflight_bytes}, expected at least max_query_bytes, "

@@ -50,6 +50,8 @@ class Service:
         self._store = Store(
             config.data,
             catalogue=config.catalogue,
+            segments=config.segments,
+            cache_bytes=config.cache_bytes,
             kek=open_kek(config.kek) if config.kek else None,
             previous_kek=open_kek(config.previous_kek) if config.previous_kek else None,
             orphan_age_s=config.orphan_age_s,

@@ -80,6 +80,10 @@ def _crashes(figures: Figures) -> str:
     return f"{_kills(figures)}; {lost} commits had no answer, and were looked up"
 
 
+def _losses(figures: Figures) -> str:
+    return f"{_kills(figures)}; {figures['counts']['disks lost']} disks lost"
+
+
 def _restarts(figures: Figures) -> str:
     return (
         f"{figures['runs']} restarts, down for {figures['down_s']['median']:.2f} s (median), "
@@ -133,6 +137,16 @@ TESTS = (
         _clean,
         "A client process is killed in the same way in its inserts, upserts, deletes, compactions and reseals. "
         "Another writer goes on, the next process resumes, and all rows are compared as above; none is there twice.",
+    ),
+    Test(
+        "loss of the server's disk",
+        "lose_server",
+        "50 kills, half of them with the data folder: 0 acknowledged rows lost, 0 phantom rows",
+        _losses,
+        lambda figures: _clean(figures) and figures["runs"] >= 50,
+        "The server is killed as above, with its catalogue in PostgreSQL and its segments on object storage (moto, "
+        "which keeps them in its memory). Every second time its data folder is removed, and the next one starts on an "
+        "empty one. All rows are compared as above.",
     ),
     Test(
         "crash of PostgreSQL, which has the catalogue",
@@ -306,9 +320,9 @@ def render(folder: Path) -> str:
         "",
         "What is done to the server and its clients, and what came of it. Written by `make torture` from the figures "
         "of that run (hours); `make torture TORTURE=short` takes some minutes. Part of `make test` are 60 kills of the "
-        "server, 60 of a client, 8 crashes of PostgreSQL, 3 minutes of soak, 4 restarts and 4 seconds of load. "
-        "Operations, moments and faults follow from the seed in each command; the machine's scheduling does not, so a "
-        "failure that depends on it may take several tries to come back.",
+        "server, 60 of a client, 8 losses of a disk, 8 crashes of PostgreSQL, 3 minutes of soak, 4 restarts and 4 "
+        "seconds of load. Operations, moments and faults follow from the seed in each command; the machine's "
+        "scheduling does not, so a failure that depends on it may take several tries to come back.",
         "",
         *(f"{machine}." for machine in machines(run)),
         *table(["", "asked", "measured", "met"], rows),

@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from he_engine.engine import Buffer
 from he_engine.errors import FormatVersionError, TamperedDataError
 from he_server.operate.backup_list import CATALOGUE, Entry
-from he_server.operate.fsck import verify
 from he_server.operate.fsck_catalogue import Rows, read_without_key
 from he_server.storage.files import PAGE_BYTES, NewFile, PlainFile
 from he_server.storage.folder import place as place_of
 from he_server.storage.sealed_file import Envelope
+from he_server.storage.segment_file import verify
 
 COPY_BYTES = 1 << 20
 REPLACEMENT = ".new"  #: of the name, until the list that names the file is in its place

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,8 +35,7 @@ from he_server.storage.catalogue_rows import SegmentRecord
 from he_server.storage.folder import place, require_no_backup, require_own_catalogue, unfinished_catalogues
 from he_server.storage.kek import KeyProvider
 from he_server.storage.links import leftover_links
-from he_server.storage.sealed_file import CHUNK_BYTES
-from he_server.storage.segment_file import Description, Source, open_source, read_description
+from he_server.storage.segment_file import open_source, verify
 
 _ADVICE = (
     "`hesearch fsck --repair --from BACKUP` fetches it; without a backup, a client's `hesearch repair` keeps what "
@@ -182,27 +180,3 @@ def _check_segment(segments: Path, rows: Rows, record: SegmentRecord, progress: 
     if seen != record or description.parameter_digest != state.record.parameter_digest:
         raise TamperedDataError("segment file: its row says something else of it")
     return description.file_bytes
-
-
-def verify(source: Source, progress: Progress = lambda _: None) -> Description:
-    """Every byte of a segment file, padding too, read once and in order. Raises TamperedDataError."""
-    description = read_description(source)
-    parts = description.parts
-    digests = [hashlib.sha256() for _ in parts]
-    for start in range(0, description.file_bytes, CHUNK_BYTES):
-        chunk = memoryview(source.read(start, min(CHUNK_BYTES, description.file_bytes - start)))
-        covered = 0 if start else files.PAGE_BYTES  # of this chunk: by the header
-        padding = b""
-        for part, digest in zip(parts, digests, strict=True):
-            first, last = (min(max(at - start, 0), len(chunk)) for at in (part.offset_bytes, part.end_bytes))
-            if first < last:
-                padding += chunk[covered:first]
-                digest.update(chunk[first:last])
-                covered = last
-        if any(padding) or any(chunk[covered:]):
-            raise TamperedDataError("segment file: the padding between its parts is not zero")
-        progress(len(chunk))
-    for part, digest in zip(parts, digests, strict=True):
-        if digest.digest() != part.sha256:
-            raise TamperedDataError(f"segment file: part {part.kind} does not match its digest")
-    return description

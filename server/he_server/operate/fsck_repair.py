@@ -13,7 +13,7 @@ from pathlib import Path
 from he_engine.errors import HesearchError, NotFound, TamperedDataError
 from he_engine.keys import length_prefixed
 from he_server.operate import fsck_catalogue
-from he_server.operate.fsck import Findings, verify
+from he_server.operate.fsck import Findings
 from he_server.operate.fsck_catalogue import Rows
 from he_server.storage import files
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_to_bytes
@@ -23,7 +23,7 @@ from he_server.storage.files import NewFile, PlainFile
 from he_server.storage.folder import place
 from he_server.storage.kek import KeyProvider
 from he_server.storage.sealed_file import CHUNK_BYTES, NewSealedFile
-from he_server.storage.segment_file import Source, open_source, read_description
+from he_server.storage.segment_file import Source, open_source, read_description, verify
 
 
 class Repair:

@@ -17,7 +17,7 @@ from he_engine.errors import AlreadyExists, Conflict, LimitExceeded, NotFound, T
 from he_server.storage.backend import Backend
 from he_server.storage.catalogue_file import CatalogueFile
 from he_server.storage.catalogue_memory import CatalogueMemory
-from he_server.storage.catalogue_rows import CollectionRecord, FileId, SegmentRecord, State
+from he_server.storage.catalogue_rows import CollectionRecord, SegmentRecord, State
 from he_server.storage.database import Database
 from he_server.storage.kek import KeyProvider
 
@@ -120,7 +120,7 @@ class Catalogue(CatalogueMemory):
                 self._file.add(db, state, sealed_manifest)
             self._remember(state)
 
-    def drop(self, collection_id: bytes) -> list[FileId]:
+    def drop(self, collection_id: bytes) -> list[SegmentRecord]:
         """Forgets a collection, its data keys and its segments, whose files may then be removed. Raises NotFound."""
         with self._exclusive():
             state = self._state(collection_id)
@@ -132,7 +132,7 @@ class Catalogue(CatalogueMemory):
             with self._lock:
                 del self._states[collection_id]
                 del self._places[record.place]
-                return [segment.file_id for segment, _ in self._segments.pop(collection_id).values()]
+                return [segment for segment, _ in self._segments.pop(collection_id).values()]
 
     # ---- segments --------------------------------------------------------------------------------------
     def touch(self, collection_id: bytes, segment_id: bytes, now_s: float) -> bool:
@@ -145,8 +145,8 @@ class Catalogue(CatalogueMemory):
             self._store_segment(segment, now_s)
             return True
 
-    def add(self, segment: SegmentRecord, now_s: float) -> FileId | None:
-        """A segment whose file is on the disk; not live, unless it was. The file that it replaces, if another.
+    def add(self, segment: SegmentRecord, now_s: float) -> SegmentRecord | None:
+        """A segment whose file is on the disk; not live, unless it was. The one that it replaces, if another.
 
         Raises NotFound if its collection is gone, Conflict if its data key is.
         """
@@ -156,7 +156,7 @@ class Catalogue(CatalogueMemory):
                 raise Conflict("segment: its data key was replaced meanwhile; send it again")
             before = self._segments[segment.collection_id].get(segment.segment_id)
             self._store_segment(segment, now_s)
-        return before[0].file_id if before and before[0] != segment else None
+        return before[0] if before and before[0] != segment else None
 
     def _store_segment(self, segment: SegmentRecord, touched_s: float) -> None:
         with self._file.transaction() as db:
@@ -164,7 +164,7 @@ class Catalogue(CatalogueMemory):
         with self._lock:
             self._segments[segment.collection_id][segment.segment_id] = (segment, touched_s)
 
-    def collect(self, before_s: float) -> list[FileId]:
+    def collect(self, before_s: float) -> list[SegmentRecord]:
         """Forgets the segments that are not live and were last sent before that time."""
         with self._exclusive():
             orphans = [
@@ -178,7 +178,7 @@ class Catalogue(CatalogueMemory):
                 with self._file.transaction() as db:
                     self._file.remove_segments(db, orphans)
                 self._forget(orphans)
-        return [segment.file_id for segment in orphans]
+        return orphans
 
     def _forget(self, segments: Iterable[SegmentRecord]) -> None:
         with self._lock:
@@ -195,9 +195,9 @@ class Catalogue(CatalogueMemory):
 
     def commit(
         self, collection_id: bytes, expected_version: int, sealed_manifest: bytes, live: Sequence[bytes]
-    ) -> tuple[int, list[FileId]]:
-        """Compare-and-swap: the new version, and the files of segments that were live and are no more (forgotten
-        here; they may be removed). Committing again what is committed changes nothing.
+    ) -> tuple[int, list[SegmentRecord]]:
+        """Compare-and-swap: the new version, and the segments that were live and are no more (forgotten here; their
+        files may be removed). Committing again what is committed changes nothing.
 
         Raises Conflict if the version is another one, NotFound if a live segment is not stored here.
         """
@@ -224,7 +224,7 @@ class Catalogue(CatalogueMemory):
             with self._lock:
                 self._states[collection_id] = following
             self._forget(retired)
-        return version + 1, [segment.file_id for segment in retired]
+        return version + 1, retired
 
     # ---- data keys -------------------------------------------------------------------------------------
     def add_data_key(self, collection_id: bytes, now_s: float) -> None:
@@ -249,13 +249,13 @@ class Catalogue(CatalogueMemory):
         with self._lock:
             self._states[state.record.collection_id] = state
 
-    def move(self, segment: SegmentRecord, generation: int) -> bool:
-        """Its file of this generation is on the disk, and is its file from now on. False: it is gone by now."""
+    def move(self, segment: SegmentRecord, moved: SegmentRecord) -> bool:
+        """Its file under another data key is on the disk, and is its file from now on. False: it is gone by now."""
         with self._exclusive():
             found = self._segments.get(segment.collection_id, {}).get(segment.segment_id)
             if found is None or found[0] != segment:
                 return False
-            self._store_segment(replace(segment, generation=generation), found[1])
+            self._store_segment(moved, found[1])
             return True
 
     @property

@@ -11,7 +11,8 @@ Numbers are little-endian. The content of a collection's `state` cell (format 2)
 (rows of schema version 2 end before the tenant: they are LOCAL_TENANT's, and LOCAL_OWNER made them)
 
 and of a segment's cell: u64 blocks · u64 stored bytes · u64 index bytes · f64 Unix time of the last upload ·
-u32 generation of the data key that the file is sealed under, 0: not sealed.
+u32 generation of the data key that the file is sealed under, 0: not sealed · if files lie on object storage, 16 bytes
+that no other object's name has.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from he_engine.errors import Conflict, TamperedDataError
 from he_engine.keys import KEY_BYTES, RootKey
 
 ID_BYTES = 32
+COPY_BYTES = 16
 LOCAL_TENANT, LOCAL_OWNER = "local", "loopback"  #: of what is made without TLS
 _KEY = struct.Struct(f"<Id{KEY_BYTES}s")
 _SEGMENT = struct.Struct("<QQQdI")
@@ -77,6 +79,7 @@ class SegmentRecord:
     stored_bytes: int
     index_bytes: int
     generation: int = 0  #: of the data key; 0: not sealed
+    copy: bytes = b""  #: of the object's name (he_server.storage.objects); empty: the file is in the data folder
 
     @property
     def file_id(self) -> FileId:
@@ -182,12 +185,14 @@ class _Reader:
 
 
 def segment_to_bytes(segment: SegmentRecord, touched_s: float) -> bytes:
-    return _SEGMENT.pack(segment.blocks, segment.stored_bytes, segment.index_bytes, touched_s, segment.generation)
+    numbers = segment.blocks, segment.stored_bytes, segment.index_bytes, touched_s, segment.generation
+    return _SEGMENT.pack(*numbers) + segment.copy
 
 
 def segment_from_bytes(key: Key, raw: bytes) -> tuple[SegmentRecord, float]:
     """The record and the Unix time of its last upload. Raises TamperedDataError."""
-    if len(raw) != _SEGMENT.size:
+    copy = raw[_SEGMENT.size :]
+    if len(raw) < _SEGMENT.size or len(copy) not in (0, COPY_BYTES):
         raise TamperedDataError("catalogue: a segment's row has another form than expected")
-    blocks, stored_bytes, index_bytes, touched_s, generation = _SEGMENT.unpack(raw)
-    return SegmentRecord(*key, blocks, stored_bytes, index_bytes, generation), touched_s
+    blocks, stored_bytes, index_bytes, touched_s, generation = _SEGMENT.unpack_from(raw)
+    return SegmentRecord(*key, blocks, stored_bytes, index_bytes, generation, copy), touched_s

@@ -139,7 +139,7 @@ class SharedCatalogue(Catalogue):
         before = known.pop(key[1], None)
         if row is not None:
             known[key[1]] = row
-        if before is not None and (row is None or before[0].file_id != row[0].file_id):
+        if before is not None and (row is None or before[0] != row[0]):
             self._gone.append(before[0])
 
     def _tell(self) -> None:

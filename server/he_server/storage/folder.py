@@ -3,6 +3,7 @@
     lock                                 held by the one server that uses the folder
     catalogue.sqlite (-wal, -shm)        he_server.storage.catalogue_file
     catalogue.id                         what the catalogue in PostgreSQL that it has instead knows, too
+    objects.id                           the same, where segments are copies of those on object storage
     incoming/*.part                      segments on their way; removed at every start
     segments/COLLECTION_ID/SEGMENT_ID    he_server.storage.segment_file; both ids in hexadecimal
     segments/COLLECTION_ID/SEGMENT_ID.G  he_server.storage.sealed_file, under the data key of generation G
@@ -32,7 +33,7 @@ from he_server.storage.catalogue_rows import FileId
 from he_server.storage.links import leftover_links
 from he_server.storage.pins import Pins
 
-CATALOGUE_ID = "catalogue.id"
+CATALOGUE_ID, OBJECTS_ID = "catalogue.id", "objects.id"
 
 
 def place(segments: Path, file_id: FileId) -> Path:
@@ -49,7 +50,7 @@ def require_no_backup(root: Path) -> None:
 
 def require_own_catalogue(root: Path) -> None:
     """Raises InvalidInput where the catalogue is in PostgreSQL: what knows only files must not judge the segments."""
-    if (root / CATALOGUE_ID).exists():
+    if (root / CATALOGUE_ID).exists() or (root / OBJECTS_ID).exists():
         raise InvalidInput("catalogue: that of this data folder is in PostgreSQL, where --catalogue of the server says")
 
 
@@ -101,13 +102,23 @@ class Folder:
 
     def catalogue_id(self) -> bytes:
         """16 random bytes that a catalogue in PostgreSQL must know, made at the first start with one. Raises
-        InvalidInput where the folder has a catalogue of its own."""
-        if self.catalogue.exists():
-            raise InvalidInput("catalogue: this data folder has its own; give PostgreSQL's a new folder")
-        path = self.root / CATALOGUE_ID
+        InvalidInput where the folder has a catalogue of its own, or is one of object storage."""
+        return self._id(CATALOGUE_ID, secrets.token_bytes(16))
+
+    def require_objects(self, place_id: bytes) -> None:
+        """Raises InvalidInput where this folder has segments that are not those of that object storage."""
+        if self._id(OBJECTS_ID, place_id) != place_id:
+            raise InvalidInput("segments: this data folder belongs to other object storage")
+
+    def _id(self, name: str, new: bytes) -> bytes:
+        """What the file of that name has, made where it is missing."""
+        for other in {CATALOGUE_ID, OBJECTS_ID, self.catalogue.name} - {name}:
+            if (self.root / other).exists():
+                raise InvalidInput(f"data folder: it has {other}: catalogue or segments are elsewhere than said here")
+        path = self.root / name
         if not path.exists():
             with files.NewFile(self.incoming) as file:
-                file.append(secrets.token_hex(16).encode())
+                file.append(new.hex().encode())
                 file.sync()
                 file.publish(path)
             self.sync()

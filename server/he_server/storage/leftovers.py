@@ -31,6 +31,7 @@ class Leftovers:
         self._age_s = age_s
         self._clock_s = clock_s
         self._collected_s = clock_s()
+        self._strays_s = float("-inf")
         self._imports: dict[bytes, float] = {}  # when collections without a manifest were first seen
 
     @property
@@ -43,6 +44,13 @@ class Leftovers:
             if abs(self._clock_s() - self._collected_s) >= self.every_s:  # also where the clock was set back
                 self.collect()
 
+    def remove_strays_if_due(self) -> None:
+        """The same for what lies on object storage, which is listed for that. Raises Unavailable."""
+        now_s = self._clock_s()
+        if abs(now_s - self._strays_s) >= self.every_s:
+            self._strays_s = now_s
+            self._segments.remove_strays(now_s - self._age_s)
+
     def collect(self) -> None:
         """Removes the segments that were last sent `age_s` ago and never committed, files without a row that are as
         old, and collections whose import nobody has gone on with for so long."""
@@ -50,7 +58,7 @@ class Leftovers:
         before_s = self._collected_s - self._age_s
         with self._writes.changing():
             orphans = self._catalogue.collect(before_s)
-        self._segments.pins.retire(orphans)
+        self._segments.discard(orphans)
         self._collect_imports(before_s)
         files_of = (segment.file_id for segment in self._catalogue.segments())
         collections = (record.collection_id for record in self._catalogue.collections())

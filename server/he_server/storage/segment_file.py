@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -202,6 +202,30 @@ def read_part(source: Source, part: PartEntry, offset_bytes: int, length_bytes: 
         yield chunk
     if digest and digest.digest() != part.sha256:
         raise TamperedDataError(f"segment file: part {part_name(part.kind)} does not match its digest")
+
+
+def verify(source: Source, progress: Callable[[int], None] = lambda _: None) -> Description:
+    """Every byte of a segment file, padding too, read once and in order. Raises TamperedDataError."""
+    description = read_description(source)
+    parts = description.parts
+    digests = [hashlib.sha256() for _ in parts]
+    for start in range(0, description.file_bytes, CHUNK_BYTES):
+        chunk = memoryview(source.read(start, min(CHUNK_BYTES, description.file_bytes - start)))
+        covered = 0 if start else PAGE_BYTES  # of this chunk: by the header
+        padding = b""
+        for part, digest in zip(parts, digests, strict=True):
+            first, last = (min(max(at - start, 0), len(chunk)) for at in (part.offset_bytes, part.end_bytes))
+            if first < last:
+                padding += chunk[covered:first]
+                digest.update(chunk[first:last])
+                covered = last
+        if any(padding) or any(chunk[covered:]):
+            raise TamperedDataError("segment file: the padding between its parts is not zero")
+        progress(len(chunk))
+    for part, digest in zip(parts, digests, strict=True):
+        if digest.digest() != part.sha256:
+            raise TamperedDataError(f"segment file: part {part.kind} does not match its digest")
+    return description
 
 
 class SegmentWriter:

@@ -11,9 +11,10 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from he_engine.engine import IndexFile
-from he_engine.errors import HesearchError, TamperedDataError
+from he_engine.errors import HesearchError, TamperedDataError, Unavailable
 from he_server.storage import files
 from he_server.storage.catalogue import Catalogue
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State
@@ -66,6 +67,9 @@ class Segments:
                     self._sound.setdefault(segment.key, segment)
         except HesearchError as error:
             _log.error("segment %s of collection %s: %s", record.segment_id.hex(), record.collection_id.hex(), error)
+
+    def prepare(self, keys: Sequence[Key]) -> None:
+        """All of these will be asked for: what has to be fetched, is fetched together. Raises as `sound`."""
 
     def sound(self, key: Key) -> StoredSegment:
         """One that the catalogue has. Raises TamperedDataError where its file is damaged."""
@@ -137,6 +141,15 @@ class Segments:
         path = self._folder.path(segment.file_id)
         return StoredSegment(segment.description, path, segment.generation, segment.data_key)
 
+    def _keep_durably(self, record: SegmentRecord, _: NewFile) -> tuple[SegmentRecord, float]:
+        """Brings a finished file of the data folder to where it outlasts this server: how its row is to be written, and
+        until when (Unix time). Here it has only to be named."""
+        return record, float("inf")
+
+    def _require_in_time(self, until_s: float) -> None:
+        if self._clock_s() > until_s:
+            raise Unavailable("storage: a segment took too long to be stored; send it again")
+
     def publish(self, segment: StoredSegment, file: NewFile) -> None:
         """Stores it, durably, and in place of the file that it had. Raises NotFound if the collection is gone."""
         stored, file_id, description = self.placed(segment), segment.file_id, segment.description
@@ -146,6 +159,7 @@ class Segments:
         self.pins.pin([file_id])  # until its row is written, a file looks like garbage
         try:
             with self._writes.writing():
+                record, until_s = self._keep_durably(record, file)
                 self._folder.make_place(file_id)
                 replaces = stored.path.exists()  # a damaged file, or a retired one that is still read
                 file.publish(stored.path)
@@ -153,6 +167,7 @@ class Segments:
                     self._indexes.forget(stored)
                 self._folder.sync_place(file_id)
                 with self._writes.changing():
+                    self._require_in_time(until_s)
                     replaced = self._catalogue.add(record, self._clock_s())
                     with self._lock:
                         self._sound[stored.key] = stored
@@ -160,7 +175,7 @@ class Segments:
                     if replaced:
                         self.replaced(record.collection_id)
             if replaced:
-                self.pins.retire([replaced])
+                self.discard([replaced])
         except BaseException:
             self.pins.retire([file_id])
             raise
@@ -175,15 +190,17 @@ class Segments:
         try:
             with self._writes.writing():
                 file.sync()
+                row, until_s = self._keep_durably(replace(record, generation=moved.generation), file)
                 file.publish(moved.path)
                 self._folder.sync_place(moved.file_id)
                 with self._writes.changing():
-                    done = self._catalogue.move(record, moved.generation)
+                    self._require_in_time(until_s)
+                    done = self._catalogue.move(record, row)
                     if done:
                         with self._lock:
                             self._sound[moved.key] = moved
                         self.replaced(record.collection_id)
-            self.pins.retire([record.file_id if done else moved.file_id])
+            self.discard([record if done else row])
         finally:
             self.pins.unpin([moved.file_id])
         return done
@@ -195,8 +212,16 @@ class Segments:
             dropped = self._catalogue.drop(collection_id)
         with self._lock:
             self._editions.pop(collection_id, None)
-        self.pins.retire(dropped)
+        self.discard(dropped)
         self._folder.forget(collection_id)
+
+    def discard(self, records: Sequence[SegmentRecord]) -> None:
+        """Removes what these, which the catalogue no longer has, leave; files when nobody reads them any more."""
+        self.pins.retire([record.file_id for record in records])
+
+    def remove_strays(self, before_s: float) -> None:
+        """What lies elsewhere than in the data folder, has no row, and was written before that time. Raises
+        Unavailable."""
 
     def _retired(self, records: Sequence[SegmentRecord]) -> None:
         """See Catalogue.retired."""
@@ -223,3 +248,6 @@ class Segments:
                     gone = StoredSegment(known.description, self._folder.path(file_id))
         files.remove(self._folder.path(file_id))
         return gone
+
+    def close(self) -> None:
+        """Nothing is fetched any more."""

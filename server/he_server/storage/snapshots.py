@@ -45,8 +45,9 @@ def of_version(catalogue: Catalogue, segments: Segments, record: CollectionRecor
         edition = segments.edition(collection_id)
         current = catalogue.find(record.name, collection_id, record.tenant)
         current.require_version(version)
-        live = catalogue.live(collection_id)
-        return current, [segments.sound((collection_id, segment_id)) for segment_id in live], edition
+        live = [(collection_id, segment_id) for segment_id in catalogue.live(collection_id)]
+        segments.prepare(live)
+        return current, [segments.sound(key) for key in live], edition
 
     return _pinned(choose, segments.pins)
 

@@ -15,34 +15,17 @@ from pathlib import Path
 from he_engine.engine import IndexFile
 from he_engine.errors import NotFound
 from he_server.storage import snapshots
-from he_server.storage.catalogue import Catalogue
 from he_server.storage.catalogue_rows import LOCAL_TENANT, CollectionRecord, Key, State, Totals
 from he_server.storage.data_keys import DataKeys
 from he_server.storage.folder import Folder
 from he_server.storage.indexes import Forget, Indexes
 from he_server.storage.kek import KeyProvider
 from he_server.storage.leftovers import Leftovers
+from he_server.storage.opening import open_catalogue, open_objects, open_segments
 from he_server.storage.segment_file import Description, StoredSegment
-from he_server.storage.segments import Segments
 from he_server.storage.snapshots import Snapshot
 from he_server.storage.uploads import Upload, Uploads
 from he_server.storage.writes import Writes
-
-
-def _open_catalogue(folder: Folder, url: str, kek: KeyProvider | None, previous_kek: KeyProvider | None) -> Catalogue:
-    """Raises as Store."""
-    if not url:
-        folder.require_catalogue()
-        return Catalogue(folder.catalogue, kek, previous_kek)
-    from he_server.storage.catalogue_shared import SharedCatalogue  # brings a driver, an extra
-
-    catalogue = SharedCatalogue(url, kek, previous_kek)
-    try:
-        catalogue.require_place(folder.catalogue_id(), folder.has_segments)
-    except BaseException:
-        catalogue.close()
-        raise
-    return catalogue
 
 
 class Store:
@@ -50,8 +33,9 @@ class Store:
 
     catalogue: URL of the PostgreSQL database that has the rows; empty: a file in the folder. kek, previous_kek: see
     Catalogue. index_memory_bytes: what decrypted indexes may take. `forget` is told of every index that nobody may keep
-    mapped. Raises Unavailable if another server has the folder open, FormatVersionError if a newer version made it,
-    MissingExtra, and as Catalogue.
+    mapped. segments: URL of the object storage that has the files; empty: they are in the folder, else `cache_bytes` of
+    them. Raises Unavailable if another server has the folder open, FormatVersionError if a newer version made it,
+    MissingExtra, InvalidInput where folder, catalogue and segments do not belong together, and as Catalogue.
     """
 
     def __init__(
@@ -59,6 +43,8 @@ class Store:
         root: Path,
         *,
         catalogue: str = "",
+        segments: str = "",
+        cache_bytes: int = 1 << 62,
         kek: KeyProvider | None = None,
         previous_kek: KeyProvider | None = None,
         orphan_age_s: float = 24 * 3600.0,
@@ -72,10 +58,14 @@ class Store:
         with contextlib.ExitStack() as opened:  # closed again if the rest of the start fails
             self._folder = folder = Folder(root)
             opened.callback(folder.close)
-            self._catalogue = rows = _open_catalogue(folder, catalogue, kek, previous_kek)
+            objects = open_objects(segments)
+            self._catalogue = rows = open_catalogue(folder, catalogue, objects, kek, previous_kek)
             opened.callback(rows.close)
             folder.sync()
-            self._segments = Segments(folder, rows, writes, self.indexes, clock_s)
+            self._segments = open_segments(
+                objects, cache_bytes, orphan_age_s, folder, rows, writes, self.indexes, clock_s
+            )
+            opened.callback(self._segments.close)
             self._uploads = Uploads(rows, self._segments, writes, self.indexes)
             self.leftovers = Leftovers(folder, rows, self._segments, writes, orphan_age_s, clock_s)
             self.data_keys = DataKeys(rows, self._segments, self._uploads, writes, clock_s)
@@ -159,7 +149,7 @@ class Store:
         """See Catalogue.commit. The segments that were live and are no more go when nobody reads them."""
         with self._writes.changing():
             version, retired = self._catalogue.commit(record.collection_id, expected_version, sealed_manifest, live)
-        self._segments.pins.retire(retired)
+        self._segments.discard(retired)
         return version
 
     def snapshot(self, record: CollectionRecord, version: int) -> Snapshot:
@@ -173,5 +163,6 @@ class Store:
 
     def close(self) -> None:
         self.indexes.close()
+        self._segments.close()
         self._catalogue.close()
         self._folder.close()

@@ -31,6 +31,7 @@ class Upkeep:
         while not self._stop.is_set():
             try:
                 self._store.leftovers.collect_if_due()
+                self._store.leftovers.remove_strays_if_due()
                 if self._store.sealed:
                     self._rotate()
             except HesearchError as error:

@@ -1,0 +1,152 @@
+"""Segment files on object storage: S3 and what speaks it, Google Cloud Storage, Azure (obstore).
+
+    PREFIX/catalogue.id                                32 hexadecimal digits: of the catalogue that names these segments
+    PREFIX/COLLECTION_ID/SEGMENT_ID.GENERATION.COPY    a segment file as in a data folder, sealed as it is there
+
+COPY is random: no name is ever written twice, so whoever removes an object removes no other's. Credentials and regions
+are what obstore finds in the environment or asks the machine for, as its documentation says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+from he_engine.engine import Buffer
+from he_engine.errors import HesearchError, InvalidInput, MissingExtra, TamperedDataError, Unavailable
+from he_server.storage.catalogue_rows import SegmentRecord
+
+try:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError
+except ImportError as error:
+    raise MissingExtra("obstore is not installed: pip install '.[cluster]'") from error
+
+SCHEMES = ("s3", "gs", "az")
+_ID = "catalogue.id"
+_NAME = re.compile(r"[0-9a-f]{32}/[0-9a-f]{64}\.[0-9]+\.[0-9a-f]{32}")
+_WHOLE_BYTES = 16 << 20  #: up to this an object is sent in one request, which is refused where the name is taken
+_PART_BYTES = 8 << 20  #: of other requests
+_AT_ONCE = 4  #: requests for one object
+_THREADS = 16
+_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+_CLIENT: Any = {"connect_timeout": "5s", "timeout": "180s"}
+
+
+def name_of(record: SegmentRecord) -> str:
+    """Of a segment's object, below the prefix."""
+    copy = record.copy.hex()
+    return f"{record.collection_id.hex()}/{record.segment_id.hex()}.{record.generation}.{copy}"
+
+
+@contextlib.contextmanager
+def _object_errors(doing: str, missing: type[HesearchError] = TamperedDataError) -> Iterator[None]:
+    """Failures become errors of ours that name no address, bucket or key."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise missing(f"storage: NotFound while {doing}; nothing was changed") from error
+    except (BaseError, OSError, ValueError) as error:
+        raise Unavailable(f"storage: {type(error).__name__} while {doing}; nothing was changed") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    name: str
+    modified_s: float  #: Unix time, by the storage's clock
+
+
+class Objects:
+    """Thread-safe."""
+
+    def __init__(self, url: str) -> None:
+        """url: SCHEME://BUCKET/PREFIX, for S3 with ?endpoint=URL. Raises InvalidInput. Nothing is asked for yet."""
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            raise InvalidInput(f"segments: expected {', '.join(f'{scheme}://…' for scheme in SCHEMES)}, or nothing")
+        endpoint = parse_qs(parts.query).get("endpoint", [""])[0]
+        options: Any = {"endpoint": endpoint} if endpoint else {}
+        client: Any = _CLIENT | {"allow_http": endpoint.startswith("http://")}
+        where = urlunsplit(parts._replace(query=""))
+        try:
+            self._store: Any = obstore.store.from_url(where, client_options=client, retry_config=_RETRIES, **options)
+        except (BaseError, ValueError, TypeError) as error:
+            raise InvalidInput(f"segments: {type(error).__name__}: object storage cannot be used like that") from error
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
+
+    def place_id(self) -> bytes:
+        """16 random bytes, made by whoever asks first. Raises Unavailable."""
+        with _object_errors("making the storage's id", Unavailable), contextlib.suppress(AlreadyExistsError):
+            obstore.put(self._store, _ID, secrets.token_hex(16).encode(), mode="create")
+        with _object_errors("reading the storage's id", Unavailable):
+            return bytes.fromhex(bytes(obstore.get(self._store, _ID).bytes()).decode())
+
+    def put(self, record: SegmentRecord, path: Path) -> None:
+        """A file as the object of a segment: complete, and there for everybody, when it returns. Raises Unavailable."""
+        name, length_bytes = name_of(record), path.stat().st_size
+        with _object_errors("storing a segment", Unavailable):  # then it is the bucket
+            if length_bytes <= _WHOLE_BYTES:
+                with contextlib.suppress(AlreadyExistsError):  # a request that was repeated, since it had no answer
+                    obstore.put(self._store, name, path, mode="create")
+            else:
+                obstore.put(self._store, name, path, chunk_size=_PART_BYTES, max_concurrency=_AT_ONCE)
+        if (size := self.size_bytes(record)) != length_bytes:
+            raise Unavailable(f"storage: got an object of {size} bytes, expected {length_bytes}; nothing was changed")
+
+    def size_bytes(self, record: SegmentRecord) -> int:
+        """Raises TamperedDataError where there is none, Unavailable."""
+        with _object_errors("looking at a segment"):
+            return int(obstore.head(self._store, name_of(record))["size"])
+
+    def read(self, record: SegmentRecord, length_bytes: int) -> Iterator[Buffer]:
+        """All of an object, in order, by several requests at a time. Raises as `size_bytes`."""
+        name = name_of(record)
+        coming: deque[Future[Buffer]] = deque()
+        starts = iter(range(0, length_bytes, _PART_BYTES))
+        try:
+            while True:
+                while len(coming) < _AT_ONCE and (start := next(starts, None)) is not None:
+                    coming.append(self._pool.submit(self._range, name, start, min(start + _PART_BYTES, length_bytes)))
+                if not coming:
+                    return
+                yield coming.popleft().result()
+        finally:
+            for one in coming:
+                one.cancel()
+
+    def _range(self, name: str, start: int, end: int) -> Buffer:
+        with _object_errors("reading a segment"):
+            found: Buffer = memoryview(obstore.get_range(self._store, name, start=start, end=end))
+            return found
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Those that there are. Raises Unavailable, and then some may be there still."""
+        wanted = list(names)
+        if wanted:
+            with _object_errors("removing segments"), contextlib.suppress(FileNotFoundError):
+                obstore.delete(self._store, wanted)
+
+    def list(self) -> Iterator[Listed]:
+        """Every segment's object; what has another kind of name is not ours. Raises Unavailable."""
+        with _object_errors("listing segments"):
+            for page in obstore.list(self._store, chunk_size=1000):
+                for found in page:
+                    if _NAME.fullmatch(found["path"]):
+                        yield Listed(found["path"], found["last_modified"].timestamp())
+
+    @property
+    def has_segments(self) -> bool:
+        """Raises Unavailable."""
+        return any(True for _ in self.list())
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
