@@ -55,8 +55,8 @@ PROFILES := compact exact precise
 PAGES := $(if $(filter docs/figures,$(BENCH:/=)),docs,$(BENCH))
 STEPS := $(foreach p,$(PROFILES),$(addprefix overhead_$p,.json _100k_2t.json _1m_1t.json _1m_2t.json _avx2.json) \
 	icd_$p.json service_$p.json) concurrency_compact.json concurrency_exact.json \
-	layers_compact.json layers_exact.json wire.json at_rest.json cold_start.json redaction.json inversion.json scaling.json pareto.json \
-	approximate.json kernels.json
+	layers_compact.json layers_exact.json wire.json at_rest.json cold_start.json redaction.json inversion.json \
+	scaling.json pareto.json approximate.json kernels.json
 OVERHEAD = $(BIN)/python -m benchmarks.overhead --dim 512 --profile $* --json $@
 PLAIN := --peers numpy faiss
 
@@ -102,8 +102,8 @@ $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 # the end make fails. The committed ones, and docs/reliability.md, anew:
 #     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
 RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
-TORTURES := kill_server kill_client lose_server crash_postgres soak overload restarts faults_power faults_errors faults_kill fuzz seal bitflips \
-	malicious
+TORTURES := kill_server kill_client lose_server crash_postgres soak overload restarts faults_power faults_errors \
+	faults_kill fuzz seal bitflips malicious
 full_kill_server := --runs 1000
 full_kill_client := --runs 500
 full_crash_postgres := --runs 50

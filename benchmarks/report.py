@@ -28,6 +28,7 @@ SECTIONS: dict[str, Callable[[Run], list[str]]] = {
     "The wire": sections.wire,
     "Cold start": sections.cold,
     "Encryption at rest": sections.at_rest,
+    "A start from object storage": sections.object_storage,
     "The layers around a search": sections.layers,
     "Growth": sections.growth,
     "The plan": sections.plan,

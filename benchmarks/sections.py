@@ -208,6 +208,26 @@ def at_rest(run: Run) -> list[str]:
     ]
 
 
+def object_storage(run: Run) -> list[str]:
+    f = run.load("cold_start")
+    what = "an S3 server (moto) and PostgreSQL on the same machine" if f["local"] else "an object storage elsewhere"
+    rows = [
+        [title, number(f[f"{key}_s"], ".2f"), number(f[f"{key}_gb_per_s"], ",.0f", 1000) if key != "again" else ""]
+        for key, title in (
+            ("cold", "start on an empty folder"),
+            ("read", "read the objects alone"),
+            ("write", "write and sync such files alone"),
+            ("again", "start again, its copies on the disk"),
+        )
+    ]
+    return [
+        f"{f['file_bytes'] >> 20:,} MiB of segments, with {what}. To start is to fetch, check and sync all of them, "
+        f"and to bring the indexes into memory. Of the two that bound it, {f['limit']} is the slower.",
+        *table(["", "s", "MB/s"], rows),
+        *commands("cold_start", [f]),
+    ]
+
+
 def layers(run: Run) -> list[str]:
     runs = run.found(*(f"layers_{profile}" for profile in PROFILES))
     a = next(iter(runs.values()))["arguments"]
