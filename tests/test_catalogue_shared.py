@@ -182,6 +182,13 @@ def test_servers_may_start_at_the_same_time(url: str) -> None:
         catalogue.close()
 
 
+def test_a_start_waits_for_no_writer(server: Servers) -> None:
+    one = server()
+    one.create(RECORD, b"sealed", 10, 1.0)
+    with one._exclusive():
+        assert server().find("notes") == RECORD
+
+
 # ---- a connection that breaks --------------------------------------------------------------------------------
 @pytest.fixture
 def proxy(postgres: PostgresServer) -> Iterator[Proxy]:

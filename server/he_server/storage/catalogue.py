@@ -39,9 +39,10 @@ class Catalogue(CatalogueMemory):
         self._dropped = 0  # generations of data keys up to this one may be those of collections that were dropped
         self._file = CatalogueFile(Database(where) if isinstance(where, Path) else where, kek, previous_kek)
         try:
-            with self._exclusive():
+            with self._view():
                 self._load()
-                if kek is not None and not self._file.sealed:
+            if kek is not None and not self._file.sealed:
+                with self._exclusive():
                     self._seal(kek)
         except BaseException:
             self._file.close()
