@@ -25,6 +25,7 @@ from he_server.storage.kek import SecretKek, open_kek
 from tests.observing_fixture import observed
 from tests.server_fixture import FakeClient, residues, running
 from tests.store_fixture import made, path_of
+from tests.torture.soak import deployed_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -185,6 +186,13 @@ def test_the_unit_and_its_configuration_agree() -> None:
     (name,) = {credential.partition(":")[0] for credential in unit["LoadCredential"]}
     assert config["kek"] == f"file:/run/credentials/hesearch.service/{name}"
     assert float(unit["TimeoutStopSec"][0]) > ServerConfig(data=Path()).grace_s + 10
+
+
+def test_unit_and_image_have_the_environment_that_the_soak_has() -> None:
+    ours = deployed_environment()
+    assert set(ours) == {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"}
+    image = dict(word.split("=", 1) for name, words in _instructions() if name == "ENV" for word in words.split())
+    assert {name: image.get(name) for name in ours} == ours
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")

@@ -167,7 +167,11 @@ TESTS = (
         "Threads of four processes mix searches, inserts, upserts, deletes and compactions on three collections, and "
         "each result is compared, while all go on, with the few states that it may have seen: of each client's rows "
         "one of those between its last acknowledged and its last begun operation, of its own and of fixed rows the "
-        "one. The slope is Theil and Sen's, on medians of twenty windows after the first third, the interval Sen's.",
+        "one. The slope is Theil and Sen's, on medians of twenty windows after the first third, the interval Sen's. "
+        "The server has the environment of deploy/hesearch.service. Without it memory creeps up by 4 to 7 % an hour, "
+        "and what creeps is what glibc keeps of freed memory for each of some thirty threads: `heaptrack`, attached to "
+        "such a server, counted the same 1.0 MB of live allocations, give or take a tenth, through 440 seconds, 1,300 "
+        "searches, 2,900 writes and 5.9 million allocations.",
     ),
     Test(
         "four times overload, one search at a time (`max_scans = 1`)",

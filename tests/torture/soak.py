@@ -6,6 +6,8 @@ The clients are those of tests.torture.crowd, in a few processes and collections
 of a few rows), inserts, upserts, deletes and compactions. In the end every collection is read by a client that knows
 nothing, and the server stops with 0. Errors other than Conflict and Unavailable (Overloaded) are failures.
 
+The server has the environment that deploy/hesearch.service gives it.
+
 JSON keys beside those of tests.torture.tally: `counts`: searches checked, operations acknowledged by kind, announced
 errors as `what: class`; `rss`: what tests.torture.slope makes of the server's resident memory (`whole`, and `own`:
 without its mapped files), after WARM of the time.
@@ -13,9 +15,12 @@ without its mapped files), after WARM of the time.
 
 from __future__ import annotations
 
+import os
+import re
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -26,12 +31,16 @@ from tests.torture.slope import robust_slope
 from tests.torture.tally import Tally, main
 
 CLIENTS, PROCESSES, COLLECTIONS = 16, 4, 3
+UNIT = Path(__file__).parents[2] / "deploy" / "hesearch.service"
 WARM = 1 / 3  #: of the time, before memory is looked at
 SAMPLE_S = 1.0
 
 
 def run(seed: int, seconds: float, tally: Tally) -> None:
-    with tempfile.TemporaryDirectory(prefix="hesearch-torture-") as folder:
+    with (
+        patch.dict(os.environ, deployed_environment()),
+        tempfile.TemporaryDirectory(prefix="hesearch-torture-") as folder,
+    ):
         # What a compaction uploads that another one forestalls is collected by age: here, before memory is looked at.
         server = Server(Path(folder), free_port(np.random.default_rng(seed)), "--orphan-age-s", "120", threads=2)
         with server:
@@ -40,6 +49,12 @@ def run(seed: int, seconds: float, tally: Tally) -> None:
             tally.runs = tally.counts["searches checked"]
             if status := server.terminate():
                 tally.fail("the end", f"SIGTERM: exit status {status}")
+
+
+def deployed_environment() -> dict[str, str]:
+    """What the unit sets."""
+    lines = re.findall("^Environment=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return dict(word.split("=", 1) for line in lines for word in line.split())
 
 
 def watch_memory(pid: int, seconds: float) -> dict[str, dict[str, float]]:
