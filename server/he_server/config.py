@@ -306,7 +306,7 @@ class ServerConfig:
         if self.segments and self.orphan_age_s < _OBJECT_AGE_S:
             raise InvalidInput(
                 f"orphan_age_s: got {self.orphan_age_s}, expected at least {_OBJECT_AGE_S} with object storage: other "
-                "servers' clocks differ, and their uploads take time"
+                "servers' uploads take time"
             )
         if self.max_inflight_bytes < self.max_query_bytes:
             raise InvalidInput(

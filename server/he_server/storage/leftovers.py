@@ -49,7 +49,7 @@ class Leftovers:
         now_s = self._clock_s()
         if abs(now_s - self._strays_s) >= self.every_s:
             self._strays_s = now_s
-            self._segments.remove_strays(now_s - self._age_s)
+            self._segments.remove_strays(self._age_s)
 
     def collect(self) -> None:
         """Removes the segments that were last sent `age_s` ago and never committed, files without a row that are as

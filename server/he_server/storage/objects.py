@@ -1,6 +1,7 @@
 """Segment files on object storage: S3 and what speaks it, Google Cloud Storage, Azure (obstore).
 
     PREFIX/catalogue.id                                32 hexadecimal digits: of the catalogue that names these segments
+    PREFIX/clock                                       empty; written to learn the storage's time
     PREFIX/COLLECTION_ID/SEGMENT_ID.GENERATION.COPY    a segment file as in a data folder, sealed as it is there
 
 COPY is random: no name is ever written twice, so whoever removes an object removes no other's. Credentials and regions
@@ -32,7 +33,7 @@ except ImportError as error:
     raise MissingExtra("obstore is not installed: pip install '.[cluster]'") from error
 
 SCHEMES = ("s3", "gs", "az")
-_ID = "catalogue.id"
+_ID, _CLOCK = "catalogue.id", "clock"
 _NAME = re.compile(r"[0-9a-f]{32}/[0-9a-f]{64}\.[0-9]+\.[0-9a-f]{32}")
 _WHOLE_BYTES = 16 << 20  #: up to this an object is sent in one request, which is refused where the name is taken
 _PART_BYTES = 8 << 20  #: of other requests
@@ -89,6 +90,12 @@ class Objects:
             obstore.put(self._store, _ID, secrets.token_hex(16).encode(), mode="create")
         with _object_errors("reading the storage's id", Unavailable):
             return bytes.fromhex(bytes(obstore.get(self._store, _ID).bytes()).decode())
+
+    def now_s(self) -> float:
+        """Unix time by the storage's clock. Raises Unavailable."""
+        with _object_errors("asking for the storage's time", Unavailable):
+            obstore.put(self._store, _CLOCK, b"")
+            return float(obstore.head(self._store, _CLOCK)["last_modified"].timestamp())
 
     def put(self, record: SegmentRecord, path: Path) -> None:
         """A file as the object of a segment: complete, and there for everybody, when it returns. Raises Unavailable."""

@@ -182,8 +182,10 @@ class RemoteSegments(Segments):
         except HesearchError as error:
             _log.warning("objects that are no longer needed stay until they are old: %s", error)
 
-    def remove_strays(self, before_s: float) -> None:
-        """Objects that no row names and that were written before that time. Raises Unavailable."""
+    def remove_strays(self, age_s: float) -> None:
+        """Objects that no row names and that were written so long ago, by the storage's clock: others may have put
+        theirs just now, and servers' clocks may be wrong. Raises Unavailable."""
+        before_s = self._objects.now_s() - age_s
         found = [one.name for one in self._objects.list() if one.modified_s < before_s]
         self._catalogue.look()  # after that: what was listed may have got its row meanwhile
         named = {name_of(record) for record in self._catalogue.segments()}

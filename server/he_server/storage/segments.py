@@ -219,9 +219,8 @@ class Segments:
         """Removes what these, which the catalogue no longer has, leave; files when nobody reads them any more."""
         self.pins.retire([record.file_id for record in records])
 
-    def remove_strays(self, before_s: float) -> None:
-        """What lies elsewhere than in the data folder, has no row, and was written before that time. Raises
-        Unavailable."""
+    def remove_strays(self, age_s: float) -> None:
+        """What lies elsewhere than in the data folder, has no row, and was written so long ago. Raises Unavailable."""
 
     def _retired(self, records: Sequence[SegmentRecord]) -> None:
         """See Catalogue.retired."""
