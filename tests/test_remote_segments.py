@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from he_engine.errors import Conflict, HesearchError, InvalidInput, TamperedData
 from he_server.config import ServerConfig
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
+from he_server.storage import files
 from he_server.storage.kek import KeyProvider
 from he_server.storage.objects import Objects
 from he_server.storage.remote_segments import RemoteSegments
@@ -255,6 +257,28 @@ def test_what_was_unused_the_longest_makes_room(
     assert verify(again, live[2]) == described(contents[2])
     assert len(here()) == 1
     again.close()
+
+
+def test_a_copy_that_goes_while_it_is_asked_for(server: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader gets one that stays."""
+    one = server()
+    live = _committed(one, [b"0" * _MB], [b"1" * _MB])
+    two = server(cache_bytes=int(1.5 * _MB))
+    assert verify(two, live[0])
+    remove, read = files.remove, list[Any]()
+    reader = threading.Thread(target=lambda: read.append(verify(two, live[0])))
+
+    def slow(path: Path) -> None:
+        if path == path_of(tmp_path / "b", live[0]) and not reader.ident:
+            reader.start()
+            reader.join(0.5)
+        remove(path)
+
+    monkeypatch.setattr(files, "remove", slow)
+    assert verify(two, live[1])
+    reader.join()
+    assert read == [described([b"0" * _MB])]
+    assert path_of(tmp_path / "b", live[0]).exists()
 
 
 def test_a_damaged_copy_is_fetched_again(server: Open) -> None:

@@ -107,32 +107,39 @@ class RemoteSegments(Segments):
     def _fetch(self, record: SegmentRecord) -> None:
         """Into the data folder, checked. Raises Unavailable, LimitExceeded; TamperedDataError where there is no such
         object, or its header is wrong."""
-        key = record.file_id[:2]
+        key, file_id = record.file_id[:2], record.file_id
         with self._fetching[key[1][0] % _LOCKS]:
-            if key in self._sound or key in self._damaged:
-                return
-            data_key = self._catalogue.state(record.collection_id).key(record.generation)
-            path, length_bytes = self._folder.path(record.file_id), self._objects.size_bytes(record)
-            self._make_room(length_bytes)
-            self._folder.make_place(record.file_id)
-            with NewFile(self._folder.incoming) as file:
-                for chunk in self._objects.read(record, length_bytes):
-                    file.append(chunk)
-                source = open_source(file.path, data_key)
-                segment = StoredSegment(read_description(source), path, record.generation, data_key)
-                if segment.file_id != record.file_id:
-                    raise TamperedDataError("segment file: it is another segment's")
-                whole = self._is_whole(key, source)
-                file.sync()  # after a loss of power only its first page would be looked at
-                replaces = path.exists()
-                file.publish(path)
-            if replaces:
-                self._indexes.forget(segment)
-            with self._lock:
-                self._cached[record.file_id] = length_bytes
-                (self._sound if whole else self._damaged)[key] = segment
-            if self._catalogue.segment(key) != record:  # retired meanwhile, and nobody says so again
-                self._evict([record.file_id])
+            self.pins.pin([file_id])  # waits until an earlier copy that makes room has gone
+            try:
+                if key not in self._sound and key not in self._damaged:
+                    self._fetch_alone(record)
+            finally:
+                self.pins.unpin([file_id])
+        if self._catalogue.segment(key) != record:  # retired meanwhile, and nobody says so again
+            self._evict([file_id])
+
+    def _fetch_alone(self, record: SegmentRecord) -> None:
+        key = record.file_id[:2]
+        data_key = self._catalogue.state(record.collection_id).key(record.generation)
+        path, length_bytes = self._folder.path(record.file_id), self._objects.size_bytes(record)
+        self._make_room(length_bytes)
+        self._folder.make_place(record.file_id)
+        with NewFile(self._folder.incoming) as file:
+            for chunk in self._objects.read(record, length_bytes):
+                file.append(chunk)
+            source = open_source(file.path, data_key)
+            segment = StoredSegment(read_description(source), path, record.generation, data_key)
+            if segment.file_id != record.file_id:
+                raise TamperedDataError("segment file: it is another segment's")
+            whole = self._is_whole(key, source)
+            file.sync()  # after a loss of power only its first page would be looked at
+            replaces = path.exists()
+            file.publish(path)
+        if replaces:
+            self._indexes.forget(segment)
+        with self._lock:
+            self._cached[record.file_id] = length_bytes
+            (self._sound if whole else self._damaged)[key] = segment
 
     @staticmethod
     def _is_whole(key: Key, source: Source) -> bool:
