@@ -35,8 +35,9 @@ healthcare: .venv/dev.stamp
 	$(BIN)/python -m examples.healthcare.page $(HEALTHCARE)/healthcare.json \
 		$(if $(filter docs/figures,$(HEALTHCARE:/=)),examples/healthcare,$(HEALTHCARE))/README.md
 
+# Two processes; a file's tests share one.
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 single-use: .venv/dev.stamp
 	$(BIN)/python -m tests.single_use --encryptions 1000000 --json docs/figures/single_use.json

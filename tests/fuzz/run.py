@@ -3,9 +3,9 @@
     python -m tests.fuzz.run --target segment-file --inputs 1000000 --seed 1 --json build/fuzz.json
     python -m tests.fuzz.run --list
 
-Also a failure: an input that takes over 100 ms (alone, the best of five), or more than twice the memory that the parser
-declares. The same seed gives the same inputs, but for what is encrypted anew. What failed is written to --failures, to
-be put into tests/fuzz/corpus.
+Also a failure: an input that takes over 100 ms, or more than twice the memory that the parser declares (the best of
+five each). The same seed gives the same inputs, but for what is encrypted anew. What failed is written to --failures,
+to be put into tests/fuzz/corpus.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import time
 import traceback
 import tracemalloc
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from he_engine.errors import HesearchError
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
+T = TypeVar("T", int, float)
 ROOT = Path(__file__).parents[2]
 MAX_S, NOTED_S = 0.1, 0.002
 LARGEST = 1 << 15  #: of what is changed: larger ones take their time
@@ -65,18 +67,26 @@ def one(target: Target, data: bytes, outcome: Outcome, *, measured: bool) -> Non
     outcome.runs += 1
     if measured:
         peak_bytes = _peak_bytes(target, data, outcome)
+        if peak_bytes > 2 * target.limit_bytes:  # another thread of the process may have taken it
+            peak_bytes = _least(_peak_bytes, target, data, outcome)
         outcome.peak_bytes = max(outcome.peak_bytes, peak_bytes)
         if peak_bytes > 2 * target.limit_bytes:
             outcome.failures.setdefault(f"over twice {target.limit_bytes} bytes of memory", data)
         return
     elapsed_s = _elapsed_s(target, data, outcome)
     if elapsed_s > max(outcome.slowest_s, NOTED_S):  # the machine may have been busy
-        taken = outcome.taken
-        elapsed_s = min(_elapsed_s(target, data, outcome) for _ in range(5))
-        outcome.taken = taken  # an input counts once, however often it is tried
+        elapsed_s = _least(_elapsed_s, target, data, outcome)
         if elapsed_s > MAX_S:
             outcome.failures.setdefault(f"over {MAX_S} s", data)
     outcome.slowest_s = max(outcome.slowest_s, elapsed_s)
+
+
+def _least(measure: Callable[[Target, bytes, Outcome], T], target: Target, data: bytes, outcome: Outcome) -> T:
+    """Of five tries of one input, which counts once."""
+    taken = outcome.taken
+    measured = [measure(target, data, outcome) for _ in range(5)]
+    outcome.taken = taken
+    return min(measured)
 
 
 def _elapsed_s(target: Target, data: bytes, outcome: Outcome) -> float:
