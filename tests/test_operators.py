@@ -391,7 +391,7 @@ def test_root_writes_as_the_folders_owner(tmp_path: Path) -> None:
     folder = Folder(tmp_path, operator=[f"ours/{me()}"])
     for path in (folder.data, *folder.data.rglob("*")):
         os.chown(path, 65534, 65534)
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:3]):
         path.chmod(path.stat().st_mode | 0o11)
     assert main(folder.commands()["Backup"]) == 0
     written = list((folder.data / OPERATORS).rglob("*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 
 from he_client.demo.server_process import ServerProcess
 
+PORTS = range(20_000, 30_000)
+_OURS = secrets.randbelow(len(PORTS))  #: another process with the same seed takes other ports
+
 
 def free_port(rng: np.random.Generator) -> int:
     """A port that is free on loopback, below those that outgoing connections take: nobody has it between two starts."""
     while True:
-        port = int(rng.integers(20_000, 30_000))
+        port = PORTS[(int(rng.integers(len(PORTS))) + _OURS) % len(PORTS)]
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):
                 return port
