@@ -34,6 +34,7 @@ from he_engine.tenseal_format import DEGREE, MODULUS, POLY_BYTES, SEED_BYTES, ch
 
 U64 = NDArray[np.uint64]
 
+TENSOR_TYPE = "hesearch.encrypted"  #: what Flower calls these bytes on the wire
 RUN_BYTES = 16
 MAX_VALUES, MAX_PARTICIPANTS, MAX_ROUND = 1 << 24, 256, (1 << 32) - 1
 #: Δ of an integer 1. In each part of a slot a sum is off by a standard deviation of √(N/2·(n·σ² + n²/12)): n

@@ -30,7 +30,8 @@ from he_client import CollectionKey
 from he_client.key_sharing import Identity
 from he_client.protect.dp import PrivacyBudget
 from he_client.protect.federated import SumParameters, UpdateCipher
-from he_client.protect.federated.participant import TENSOR_TYPE, Participant
+from he_client.protect.federated.participant import Participant
+from he_engine.encrypted_sums import TENSOR_TYPE
 from he_engine.errors import (
     BudgetExceeded,
     FormatVersionError,

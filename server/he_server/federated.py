@@ -19,7 +19,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from he_engine.encrypted_sums import START, EncryptedSum, SumParameters, Update, after, check_name
+from he_engine.encrypted_sums import START, TENSOR_TYPE, EncryptedSum, SumParameters, Update, after, check_name
 from he_engine.errors import HesearchError, InvalidInput, MissingExtra, TamperedDataError
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when it is imported
@@ -31,7 +31,6 @@ try:
 except ImportError as error:
     raise MissingExtra(f"{error.name} is not installed: pip install '.[federated]'") from error
 
-TENSOR_TYPE = "hesearch.encrypted"
 _LOG = logging.getLogger("hesearch.federated")
 
 

@@ -23,7 +23,7 @@ from he_server.storage.files import NewFile
 from he_server.storage.folder import Folder
 from he_server.storage.indexes import Indexes
 from he_server.storage.objects import Objects, name_of
-from he_server.storage.segment_file import Source, StoredSegment, open_source, read_description, verify
+from he_server.storage.segment_file import Source, StoredSegment, open_source, verify
 from he_server.storage.segments import Segments
 from he_server.storage.writes import Writes
 
@@ -128,9 +128,7 @@ class RemoteSegments(Segments):
             for chunk in self._objects.read(record, length_bytes):
                 file.append(chunk)
             source = open_source(file.path, data_key)
-            segment = StoredSegment(read_description(source), path, record.generation, data_key)
-            if segment.file_id != record.file_id:
-                raise TamperedDataError("segment file: it is another segment's")
+            segment = self._described(record, source, data_key)
             whole = self._is_whole(key, source)
             file.sync()  # after a loss of power only its first page would be looked at
             replaces = path.exists()

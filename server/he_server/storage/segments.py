@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from he_engine.engine import IndexFile
 from he_engine.errors import HesearchError, TamperedDataError, Unavailable
+from he_engine.keys import RootKey
 from he_server.storage import files
 from he_server.storage.catalogue import Catalogue
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State
@@ -23,7 +24,7 @@ from he_server.storage.folder import Folder
 from he_server.storage.indexes import Indexes
 from he_server.storage.pins import Pins
 from he_server.storage.sealed_file import NewSealedFile
-from he_server.storage.segment_file import Description, StoredSegment, open_source, read_description
+from he_server.storage.segment_file import Description, Source, StoredSegment, open_source, read_description
 from he_server.storage.writes import Writes
 
 _log = logging.getLogger(__name__)
@@ -59,9 +60,7 @@ class Segments:
         try:
             path = self._folder.path(record.file_id)
             data_key = self._catalogue.state(record.collection_id).key(record.generation)
-            segment = StoredSegment(read_description(open_source(path, data_key)), path, record.generation, data_key)
-            if segment.file_id != record.file_id:
-                raise TamperedDataError("segment file: it is another segment's")
+            segment = self._described(record, open_source(path, data_key), data_key)
             with self._lock:
                 if segment.key not in self._damaged:
                     self._sound.setdefault(segment.key, segment)
@@ -70,6 +69,15 @@ class Segments:
 
     def prepare(self, keys: Sequence[Key]) -> None:
         """All of these will be asked for: what has to be fetched, is fetched together. Raises as `sound`."""
+
+    def _described(self, record: SegmentRecord, source: Source, data_key: RootKey | None) -> StoredSegment:
+        """As the file in `source` says, which lies or will lie at its place. Raises TamperedDataError where it is
+        another segment's, or its header is damaged."""
+        path = self._folder.path(record.file_id)
+        segment = StoredSegment(read_description(source), path, record.generation, data_key)
+        if segment.file_id != record.file_id:
+            raise TamperedDataError("segment file: it is another segment's")
+        return segment
 
     def sound(self, key: Key) -> StoredSegment:
         """One that the catalogue has. Raises TamperedDataError where its file is damaged."""

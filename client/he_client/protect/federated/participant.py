@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from he_client.key_sharing import Identity
 from he_client.protect.federated.cipher import UpdateCipher
+from he_engine.encrypted_sums import TENSOR_TYPE
 from he_engine.errors import HesearchError, InvalidInput, MissingExtra
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when it is imported
@@ -27,7 +28,6 @@ try:
 except ImportError as error:
     raise MissingExtra(f"{error.name} is not installed: pip install '.[federated]'") from error
 
-TENSOR_TYPE = "hesearch.encrypted"
 _LOG = logging.getLogger("hesearch.federated")
 
 
