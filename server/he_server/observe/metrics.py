@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -26,6 +26,7 @@ from he_proto.wire import FORMAT_VERSION, PublicParameters
 from he_server.rpc.calls import Call
 from he_server.search.engines import EngineMaker
 from he_server.service import Service
+from he_server.storage.tally import COUNTS
 
 _METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["HeSearch"].methods]
 _CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -142,6 +143,10 @@ class _StoreCollector(Collector):
         yield gauge("scans_limit", "max_scans.", config.max_scans)
         yield gauge("read_only", "1: a sync to the disk failed, no writes are taken.", store.read_only)
         yield gauge("decrypted_index_bytes", "Indexes of a sealed folder held in memory.", store.indexes.held_bytes)
+        yield gauge("cached_bytes", "Copies of segments that are on object storage.", store.cached_bytes)
+        yield gauge("cached_bytes_limit", "cache_bytes.", config.cache_bytes if config.segments else 0)
+        for name, value in store.tally.values().items():
+            yield CounterMetricFamily(f"hesearch_{name}", COUNTS[name], value)
         with contextlib.suppress(HesearchError):
             totals = [store.totals(record) for record in store.collections()]
             yield gauge("collections", "Collections stored.", len(totals))

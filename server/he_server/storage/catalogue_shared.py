@@ -14,14 +14,22 @@ from he_server.storage.catalogue import Catalogue
 from he_server.storage.catalogue_rows import LOCAL_TENANT, CollectionRecord, SegmentRecord, State
 from he_server.storage.kek import KeyProvider
 from he_server.storage.postgres import Mark, Postgres
+from he_server.storage.tally import Tally
 
 
 class SharedCatalogue(Catalogue):
     """See Catalogue."""
 
-    def __init__(self, url: str, kek: KeyProvider | None = None, previous_kek: KeyProvider | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        kek: KeyProvider | None = None,
+        previous_kek: KeyProvider | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         """url: of the database. Raises as Catalogue; InvalidInput where there are collections, not sealed, and a kek:
         servers that have no key may have them open."""
+        self._tally = tally or Tally()
         self._database = Postgres(url)
         self._mark: Mark | None = None  # of the state in memory; None: nothing is
         self._gone: list[SegmentRecord] = []
@@ -55,9 +63,14 @@ class SharedCatalogue(Catalogue):
         self._tell()
 
     def look(self) -> None:
-        if self._database.newest() != self._mark:
-            with self._view():
-                pass
+        self._tally.add("catalogue_looks")
+        try:
+            if self._database.newest() != self._mark:
+                with self._view():
+                    pass
+        except Unavailable:
+            self._tally.add("catalogue_failed_looks")
+            raise
 
     def find(self, name: str, collection_id: bytes | None = None, tenant: str = LOCAL_TENANT) -> CollectionRecord:
         self.look()
@@ -93,7 +106,9 @@ class SharedCatalogue(Catalogue):
             return
         self._require_same_sealing()
         changed = self._database.changed_since(self._mark)
+        self._tally.add("catalogue_refreshes")
         if changed is None:
+            self._tally.add("catalogue_reloads")
             states, segments = self._file.states(), self._file.segments()
         else:
             states, segments = self._file.states_since(self._mark[0]), self._file.segments_since(self._mark[0])

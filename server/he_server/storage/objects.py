@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from he_engine.engine import Buffer
 from he_engine.errors import HesearchError, InvalidInput, MissingExtra, TamperedDataError, Unavailable
 from he_server.storage.catalogue_rows import SegmentRecord
+from he_server.storage.tally import Tally
 
 try:
     import obstore
@@ -49,17 +50,6 @@ def name_of(record: SegmentRecord) -> str:
     return f"{record.collection_id.hex()}/{record.segment_id.hex()}.{record.generation}.{copy}"
 
 
-@contextlib.contextmanager
-def _object_errors(doing: str, missing: type[HesearchError] = TamperedDataError) -> Iterator[None]:
-    """Failures become errors of ours that name no address, bucket or key."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise missing(f"storage: NotFound while {doing}; nothing was changed") from error
-    except (BaseError, OSError, ValueError) as error:
-        raise Unavailable(f"storage: {type(error).__name__} while {doing}; nothing was changed") from error
-
-
 @dataclass(frozen=True, slots=True)
 class Listed:
     name: str
@@ -69,8 +59,9 @@ class Listed:
 class Objects:
     """Thread-safe."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tally: Tally | None = None) -> None:
         """url: SCHEME://BUCKET/PREFIX, for S3 with ?endpoint=URL. Raises InvalidInput. Nothing is asked for yet."""
+        self._tally = tally or Tally()
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
             raise InvalidInput(f"segments: expected {', '.join(f'{scheme}://…' for scheme in SCHEMES)}, or nothing")
@@ -84,23 +75,36 @@ class Objects:
             raise InvalidInput(f"segments: {type(error).__name__}: object storage cannot be used like that") from error
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
 
+    @contextlib.contextmanager
+    def _errors(self, doing: str, missing: type[HesearchError] = TamperedDataError) -> Iterator[None]:
+        """Failures are counted, and become errors of ours that name no address, bucket or key."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if missing is Unavailable:  # the bucket is, then
+                self._tally.add("object_failures")
+            raise missing(f"storage: NotFound while {doing}; nothing was changed") from error
+        except (BaseError, OSError, ValueError) as error:
+            self._tally.add("object_failures")
+            raise Unavailable(f"storage: {type(error).__name__} while {doing}; nothing was changed") from error
+
     def place_id(self) -> bytes:
         """16 random bytes, made by whoever asks first. Raises Unavailable."""
-        with _object_errors("making the storage's id", Unavailable), contextlib.suppress(AlreadyExistsError):
+        with self._errors("making the storage's id", Unavailable), contextlib.suppress(AlreadyExistsError):
             obstore.put(self._store, _ID, secrets.token_hex(16).encode(), mode="create")
-        with _object_errors("reading the storage's id", Unavailable):
+        with self._errors("reading the storage's id", Unavailable):
             return bytes.fromhex(bytes(obstore.get(self._store, _ID).bytes()).decode())
 
     def now_s(self) -> float:
         """Unix time by the storage's clock. Raises Unavailable."""
-        with _object_errors("asking for the storage's time", Unavailable):
+        with self._errors("asking for the storage's time", Unavailable):
             obstore.put(self._store, _CLOCK, b"")
             return float(obstore.head(self._store, _CLOCK)["last_modified"].timestamp())
 
     def put(self, record: SegmentRecord, path: Path) -> None:
         """A file as the object of a segment: complete, and there for everybody, when it returns. Raises Unavailable."""
         name, length_bytes = name_of(record), path.stat().st_size
-        with _object_errors("storing a segment", Unavailable):  # then it is the bucket
+        with self._errors("storing a segment", Unavailable):  # then it is the bucket
             if length_bytes <= _WHOLE_BYTES:
                 with contextlib.suppress(AlreadyExistsError):  # a request that was repeated, since it had no answer
                     obstore.put(self._store, name, path, mode="create")
@@ -108,10 +112,12 @@ class Objects:
                 obstore.put(self._store, name, path, chunk_size=_PART_BYTES, max_concurrency=_AT_ONCE)
         if (size := self.size_bytes(record)) != length_bytes:
             raise Unavailable(f"storage: got an object of {size} bytes, expected {length_bytes}; nothing was changed")
+        self._tally.add("object_puts")
+        self._tally.add("object_put_bytes", length_bytes)
 
     def size_bytes(self, record: SegmentRecord) -> int:
         """Raises TamperedDataError where there is none, Unavailable."""
-        with _object_errors("looking at a segment"):
+        with self._errors("looking at a segment"):
             return int(obstore.head(self._store, name_of(record))["size"])
 
     def read(self, record: SegmentRecord, length_bytes: int) -> Iterator[Buffer]:
@@ -131,7 +137,7 @@ class Objects:
                 one.cancel()
 
     def _range(self, name: str, start: int, end: int) -> Buffer:
-        with _object_errors("reading a segment"):
+        with self._errors("reading a segment"):
             found: Buffer = memoryview(obstore.get_range(self._store, name, start=start, end=end))
             return found
 
@@ -139,12 +145,12 @@ class Objects:
         """Those that there are. Raises Unavailable, and then some may be there still."""
         wanted = list(names)
         if wanted:
-            with _object_errors("removing segments"), contextlib.suppress(FileNotFoundError):
+            with self._errors("removing segments"), contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._store, wanted)
 
     def list(self) -> Iterator[Listed]:
         """Every segment's object; what has another kind of name is not ours. Raises Unavailable."""
-        with _object_errors("listing segments"):
+        with self._errors("listing segments"):
             for page in obstore.list(self._store, chunk_size=1000):
                 for found in page:
                     if _NAME.fullmatch(found["path"]):

@@ -10,23 +10,29 @@ from he_server.storage.folder import Folder
 from he_server.storage.indexes import Indexes
 from he_server.storage.kek import KeyProvider
 from he_server.storage.segments import Segments
+from he_server.storage.tally import Tally
 from he_server.storage.writes import Writes
 
 if TYPE_CHECKING:  # what brings extras is imported where it is wanted
     from he_server.storage.objects import Objects
 
 
-def open_objects(url: str) -> Objects | None:
+def open_objects(url: str, tally: Tally | None = None) -> Objects | None:
     """None for no URL. Raises InvalidInput, MissingExtra."""
     if not url:
         return None
     from he_server.storage.objects import Objects
 
-    return Objects(url)
+    return Objects(url, tally)
 
 
 def open_catalogue(
-    folder: Folder, url: str, objects: Objects | None, kek: KeyProvider | None, previous_kek: KeyProvider | None
+    folder: Folder,
+    url: str,
+    objects: Objects | None,
+    kek: KeyProvider | None,
+    previous_kek: KeyProvider | None,
+    tally: Tally,
 ) -> Catalogue:
     """url: of PostgreSQL, or empty. Raises as Store."""
     if not url:
@@ -34,7 +40,7 @@ def open_catalogue(
         return Catalogue(folder.catalogue, kek, previous_kek)
     from he_server.storage.catalogue_shared import SharedCatalogue
 
-    catalogue = SharedCatalogue(url, kek, previous_kek)
+    catalogue = SharedCatalogue(url, kek, previous_kek, tally)
     try:
         if objects is None:
             catalogue.require_place(folder.catalogue_id(), folder.has_segments)
@@ -57,10 +63,11 @@ def open_segments(
     writes: Writes,
     indexes: Indexes,
     clock_s: Callable[[], float],
+    tally: Tally,
 ) -> Segments:
     """age_s: see RemoteSegments."""
     if objects is None:
         return Segments(folder, catalogue, writes, indexes, clock_s)
     from he_server.storage.remote_segments import RemoteSegments
 
-    return RemoteSegments(folder, catalogue, writes, indexes, clock_s, objects, cache_bytes, age_s)
+    return RemoteSegments(folder, catalogue, writes, indexes, clock_s, objects, cache_bytes, age_s, tally)

@@ -25,6 +25,7 @@ from he_server.storage.indexes import Indexes
 from he_server.storage.objects import Objects, name_of
 from he_server.storage.segment_file import Source, StoredSegment, open_source, verify
 from he_server.storage.segments import Segments
+from he_server.storage.tally import Tally
 from he_server.storage.writes import Writes
 
 _log = logging.getLogger(__name__)
@@ -48,11 +49,13 @@ class RemoteSegments(Segments):
         objects: Objects,
         cache_bytes: int,
         age_s: float,
+        tally: Tally,
     ) -> None:
         super().__init__(folder, catalogue, writes, indexes, clock_s)
         self._objects = objects
         self._cache_bytes = cache_bytes
         self._age_s = age_s
+        self._tally = tally
         self._cached: dict[FileId, int] = {}  # bytes of files, the latest used last
         self._evicted: set[FileId] = set()  # to be removed here, though the catalogue has them
         self._lost: set[Key] = set()  # those whose objects are missing or no segments
@@ -113,6 +116,9 @@ class RemoteSegments(Segments):
             try:
                 if key not in self._sound and key not in self._damaged:
                     self._fetch_alone(record)
+            except HesearchError:
+                self._tally.add("segment_failed_fetches")
+                raise
             finally:
                 self.pins.unpin([file_id])
         if self._catalogue.segment(key) != record:  # retired meanwhile, and nobody says so again
@@ -138,6 +144,8 @@ class RemoteSegments(Segments):
         with self._lock:
             self._cached[record.file_id] = length_bytes
             (self._sound if whole else self._damaged)[key] = segment
+        self._tally.add("segment_fetches" if whole else "segment_failed_fetches")
+        self._tally.add("segment_fetched_bytes", length_bytes)
 
     @staticmethod
     def _is_whole(key: Key, source: Source) -> bool:
@@ -197,6 +205,11 @@ class RemoteSegments(Segments):
         self._objects.remove(name for name in found if name not in named)
 
     # ---- room ------------------------------------------------------------------------------------------
+    @property
+    def cached_bytes(self) -> int:
+        with self._lock:
+            return sum(self._cached.values())
+
     def _make_room(self, length_bytes: int) -> None:
         """For a file of that length: those that were unused the longest go."""
         used, chosen = set(self.pins.ids()), []
@@ -208,6 +221,7 @@ class RemoteSegments(Segments):
                 if file_id not in used:
                     chosen.append(file_id)
                     excess -= size
+        self._tally.add("segment_evictions", len(chosen))
         self._evict(chosen)
 
     def _evict(self, ids: Sequence[FileId]) -> None:

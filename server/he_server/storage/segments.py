@@ -67,6 +67,11 @@ class Segments:
         except HesearchError as error:
             _log.error("segment %s of collection %s: %s", record.segment_id.hex(), record.collection_id.hex(), error)
 
+    @property
+    def cached_bytes(self) -> int:
+        """Of files here that are copies of what lies elsewhere."""
+        return 0
+
     def prepare(self, keys: Sequence[Key]) -> None:
         """All of these will be asked for: what has to be fetched, is fetched together. Raises as `sound`."""
 

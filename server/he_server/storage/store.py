@@ -24,6 +24,7 @@ from he_server.storage.leftovers import Leftovers
 from he_server.storage.opening import open_catalogue, open_objects, open_segments
 from he_server.storage.segment_file import Description, StoredSegment
 from he_server.storage.snapshots import Snapshot
+from he_server.storage.tally import Tally
 from he_server.storage.uploads import Upload, Uploads
 from he_server.storage.writes import Writes
 
@@ -55,15 +56,16 @@ class Store:
         self._clock_s = clock_s
         self._writes = writes = Writes()
         self.indexes = Indexes(index_memory_bytes, forget)
+        self.tally = tally = Tally()  #: of what is done with storage elsewhere
         with contextlib.ExitStack() as opened:  # closed again if the rest of the start fails
             self._folder = folder = Folder(root)
             opened.callback(folder.close)
-            objects = open_objects(segments)
-            self._catalogue = rows = open_catalogue(folder, catalogue, objects, kek, previous_kek)
+            objects = open_objects(segments, tally)
+            self._catalogue = rows = open_catalogue(folder, catalogue, objects, kek, previous_kek, tally)
             opened.callback(rows.close)
             folder.sync()
             self._segments = open_segments(
-                objects, cache_bytes, orphan_age_s, folder, rows, writes, self.indexes, clock_s
+                objects, cache_bytes, orphan_age_s, folder, rows, writes, self.indexes, clock_s, tally
             )
             opened.callback(self._segments.close)
             self._uploads = Uploads(rows, self._segments, writes, self.indexes)
@@ -78,6 +80,11 @@ class Store:
     def read_only(self) -> bool:
         """Since a sync failed."""
         return self._writes.failed or self._catalogue.failed
+
+    @property
+    def cached_bytes(self) -> int:
+        """Of copies of segments that are on object storage."""
+        return self._segments.cached_bytes
 
     @property
     def sealed(self) -> bool:
