@@ -29,6 +29,7 @@ SECTIONS: dict[str, Callable[[Run], list[str]]] = {
     "Cold start": sections.cold,
     "Encryption at rest": sections.at_rest,
     "A start from object storage": sections.object_storage,
+    "A catalogue in PostgreSQL": sections.catalogue,
     "The layers around a search": sections.layers,
     "Growth": sections.growth,
     "The plan": sections.plan,

@@ -228,6 +228,29 @@ def object_storage(run: Run) -> list[str]:
     ]
 
 
+def catalogue(run: Run) -> list[str]:
+    f = run.load("catalogue")
+    rows = [
+        [title, number(f[f"{key}_s"], ".2f", 1000)]
+        for key, title in (
+            ("look", "ask whether others changed anything (each call, up to four times)"),
+            ("refresh", "the same, and read one segment that another server added"),
+            ("add", "write the row of an uploaded segment"),
+            ("commit", "commit a manifest that names all segments"),
+            ("open", "open the catalogue, as a server does that starts"),
+        )
+    ]
+    return [
+        f"A sealed catalogue of {f['arguments']['segments']:,} segments in one collection, in a PostgreSQL on the same "
+        "machine. A segment takes "
+        f"{number(f['bytes_per_segment'], ',.0f')} bytes of the database (without dead rows) and "
+        f"{number(f['memory_bytes_per_segment'], ',.0f')} of a server's memory for that row; adding one writes "
+        f"{number(f['wal_bytes_per_add'], ',.0f')} bytes of PostgreSQL's log.",
+        *table(["", "ms"], rows),
+        *commands("catalogue", [f]),
+    ]
+
+
 def layers(run: Run) -> list[str]:
     runs = run.found(*(f"layers_{profile}" for profile in PROFILES))
     a = next(iter(runs.values()))["arguments"]

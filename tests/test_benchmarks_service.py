@@ -214,6 +214,7 @@ def test_a_report_has_what_was_measured_and_says_what_was_not(folder: Path) -> N
         "The plan": "pareto.json",
         "Approximate plaintext indexes": "approximate.json",
         "A start from object storage": "cold_start.json",
+        "A catalogue in PostgreSQL": "catalogue.json",
         "Instructions": "kernels.json",
     }
     for target in re.findall(r"\]\(pictures/(\S+)\)", text):
