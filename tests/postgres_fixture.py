@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -66,6 +67,15 @@ class PostgresServer:
     def stop(self, mode: str) -> None:
         """mode: fast, or immediate: as if it had crashed."""
         self.run("pg_ctl", "stop", "--wait", "--silent", "-D", "data", "-m", mode)
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """It has crashed, and is started again at the end."""
+        self.stop("immediate")
+        try:
+            yield
+        finally:
+            self.start()
 
     def url(self, database: str) -> str:
         return f"postgresql://hesearch@/{database}?host={self.root}"

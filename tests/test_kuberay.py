@@ -261,6 +261,14 @@ def test_pods_leave_for_storage_alone() -> None:
         assert not any(_reaches(place, elsewhere, port) for port in (53, 80, 443, 5432))
 
 
+def test_a_pod_that_nobody_thought_of_is_alone() -> None:
+    other = Place(SPACE, {"app": "debug"})
+    for port in (53, 443, 5432, 50051):
+        for to in (*PODS.values(), Place("", {}, "192.0.2.7"), Place("kube-system", {"k8s-app": "kube-dns"})):
+            assert not _reaches(other, to, port)
+        assert not _reaches(CLIENT, other, port)
+
+
 def test_services_and_budgets_select_the_pods_that_they_name() -> None:
     for kind, name, pod in (
         ("Service", "hesearch", "front-end"),
