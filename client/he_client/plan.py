@@ -6,6 +6,7 @@ hint's coefficient. K blocks hold n rows. `he_client.calibrate` measures rates; 
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -102,12 +103,20 @@ class Sizes:
     @property
     def row_table_bytes(self) -> int:
         """Sealed protobuf: a number of rows, a seed, and an id a row as a zigzag varint."""
-        total, step = 0, self.segment_blocks * self.parameters.rows_per_block
-        for first in range(0, self.rows, step):
-            end = min(first + step, self.rows)
-            ids = _id_bytes(end) - _id_bytes(first)
-            total += OVERHEAD_BYTES + _ROW_TABLE_BYTES + 1 + _varint_bytes(end - first) + 1 + _varint_bytes(ids) + ids
-        return total
+        step = self.segment_blocks * self.parameters.rows_per_block
+        full, last = self.segments - 1, self.rows - (self.segments - 1) * step
+
+        def ids(segment: int) -> int:
+            """Bytes of a full segment's ids: more from segment to segment."""
+            return _id_bytes((segment + 1) * step) - _id_bytes(segment * step)
+
+        everything = _id_bytes(self.rows)
+        # A varint has one byte, and one more from each power of 128 on: counted where ids first reach it.
+        lengths = _varint_bytes(everything - _id_bytes(full * step)) + full
+        for power in range(1, _varint_bytes(everything)):
+            lengths += full - bisect.bisect_left(range(full), 1 << (7 * power), key=ids)
+        counts = full * _varint_bytes(step) + _varint_bytes(last)
+        return self.segments * (OVERHEAD_BYTES + _ROW_TABLE_BYTES + 2) + counts + lengths + everything
 
     @property
     def cache_bytes(self) -> int:

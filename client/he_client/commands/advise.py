@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from he_client.commands.argument_types import not_negative, positive, whole
+from he_client.commands.argument_types import add_threads, not_negative, positive, whole
 from he_client.commands.common import Subparsers, add_command, report
 from he_client.durable import file_errors
 from he_client.layers.answers import CHOICES, NUMBERS, PROFILES, QUESTIONS, Answers, Network
@@ -48,10 +47,7 @@ def add_advise(subparsers: Subparsers) -> None:
             f"--{name.replace('_', '-')}", type=_TYPES[name], metavar="X",
             help=QUESTIONS[name] + ("" if default is None else f" (default: {default:g})"),
         )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=whole, default=len(os.sched_getaffinity(0)), metavar="T",
-        help="of the server, were it this machine (default: all cores)",
-    )  # fmt: skip
+    add_threads(parser)
     parser.add_argument(
         "--write", type=Path, metavar="FOLDER", help="write the configuration there; what is there is not overwritten"
     )

@@ -1,9 +1,11 @@
-"""Numbers and addresses on the command line: each function is an argparse `type`; it says what was got and expected."""
+"""Numbers and addresses on the command line: each function is an argparse `type`, which says what was got and expected,
+or adds an option that several commands have."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 
 
 def address(text: str) -> str:
@@ -42,3 +44,11 @@ def not_negative(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number, not negative")
     return value
+
+
+def add_threads(options: argparse._ActionsContainer) -> None:
+    """--threads, of a server that is this machine, in a parser or a group of one."""
+    options.add_argument(
+        "--threads", type=whole, default=len(os.sched_getaffinity(0)), metavar="T",
+        help="of the server, were it this machine (default: all cores)",
+    )  # fmt: skip

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import asdict, replace
 
-from he_client.commands.argument_types import not_negative, positive, whole
+from he_client.commands.argument_types import add_threads, not_negative, positive, whole
 from he_client.commands.common import Subparsers, add_command, report
 from he_client.plan import CALL_S, MARGIN, QUERIES, Link, Plan, Sizes, candidates, choose, predict
 from he_engine.params import Parameters, Profile
@@ -37,10 +36,7 @@ def add_plan(subparsers: Subparsers) -> None:
         help=f"that a client asks for each time it downloads the hints (default {QUERIES})",
     )  # fmt: skip
     server = parser.add_mutually_exclusive_group()
-    server.add_argument(
-        "--threads", type=whole, default=len(os.sched_getaffinity(0)), metavar="T",
-        help="of the server, were it this machine (default: all cores)",
-    )  # fmt: skip
+    add_threads(server)
     server.add_argument(
         "--server-gb-s", type=positive, metavar="G", help="what another server reads of an index, GB/s, all threads"
     )
