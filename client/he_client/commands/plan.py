@@ -1,13 +1,16 @@
-"""`hesearch plan`: what a collection will cost at every stride, and which one to take."""
+"""`hesearch plan`: what a collection will cost at every stride, and which one to take; or on a cluster."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 
+from he_client.commands import plan_cluster
 from he_client.commands.argument_types import add_threads, not_negative, positive, whole
 from he_client.commands.common import Subparsers, add_command, report
+from he_client.commands.units import duration, size
 from he_client.plan import CALL_S, MARGIN, QUERIES, Link, Plan, Sizes, candidates, choose, predict
 from he_engine.params import Parameters, Profile
 
@@ -16,19 +19,23 @@ _LIMITS = {
     "link": "the link",
     "client": "the client, which encrypts, verifies and decrypts",
 }
+_NAMES = ("rows", "dim", "link_mbps", "rtt_ms", "profile", "queries", "threads", "server_gb_s")
 
 
 def add_plan(subparsers: Subparsers) -> None:
     parser = add_command(
-        subparsers, "plan", _plan, "choose a stride: memory, disk, wire and latency of a collection, beforehand",
+        subparsers, "plan", _stride,
+        "what a collection will cost, beforehand: the stride to choose, or the nodes of a cluster",
         "--rows 1000000 --dim 768 --link-mbps 100\n"
-        "  hesearch plan --rows 200000 --dim 384 --link-mbps 1000 --profile compact --server-gb-s 20",
+        "  hesearch plan --rows 200000 --dim 384 --link-mbps 1000 --profile compact --server-gb-s 20\n"
+        "  hesearch plan --cluster --rows 1000000000 --dim 768 --profile compact --simulate 500",
     )  # fmt: skip
     parser.add_argument("--rows", type=whole, required=True, metavar="N", help="rows of the collection")
     parser.add_argument("--dim", type=whole, required=True, metavar="D", help="vector dimension")
     parser.add_argument(
-        "--link-mbps", type=positive, required=True, metavar="L", help="between client and server, Mbit/s"
-    )
+        "--link-mbps", type=positive, metavar="L",
+        help=f"between client and server, Mbit/s; with --cluster {plan_cluster.LINK_MBPS:g} if not given",
+    )  # fmt: skip
     parser.add_argument("--rtt-ms", type=not_negative, default=1.0, metavar="R", help="round trip (default 1)")
     parser.add_argument("--profile", choices=[p.value for p in Profile], default=Profile.EXACT.value)
     parser.add_argument(
@@ -40,9 +47,21 @@ def add_plan(subparsers: Subparsers) -> None:
     server.add_argument(
         "--server-gb-s", type=positive, metavar="G", help="what another server reads of an index, GB/s, all threads"
     )
+    plan_cluster.add_cluster(parser)
+    parser.set_defaults(run=partial(_plan, parser))
 
 
-def _plan(arguments: argparse.Namespace) -> int:
+def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if name := plan_cluster.misplaced(parser, arguments):
+        parser.error(f"--{name.replace('_', '-')}: {'not with' if arguments.cluster else 'only with'} --cluster")
+    if arguments.cluster:
+        return plan_cluster.run(arguments)
+    if arguments.link_mbps is None:
+        parser.error("--link-mbps: got none, expected the link between client and server, in Mbit/s")
+    return _stride(arguments)
+
+
+def _stride(arguments: argparse.Namespace) -> int:
     from he_client.calibrate import calibrate  # a server's kernel, which no other command needs
 
     profile = Profile(arguments.profile)
@@ -54,7 +73,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         measured = [replace(rates, server_bytes_per_s=arguments.server_gb_s * 1e9) for rates in measured]
     plans = [predict(s.parameters, s.rows, r, link, arguments.queries) for s, r in zip(sizes, measured, strict=True)]
     best = choose(plans)
-    given = {k: v for k, v in vars(arguments).items() if k not in ("run", "json", "command")}
+    given = {name: getattr(arguments, name) for name in _NAMES}
     strides = [{**asdict(plan), "rates": asdict(rates)} for plan, rates in zip(plans, measured, strict=True)]
     fields = {"arguments": given, "chosen": best.stride, "strides": strides}
     return report(arguments, fields, _text(arguments, plans, best))
@@ -100,18 +119,3 @@ def _text(arguments: argparse.Namespace, plans: list[Plan], best: Plan) -> str:
         f"  precision   a score is off by {parameters.score_error_std:.1e} (standard deviation, unit vectors)",
     ]
     return "\n".join(lines)
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units, three digits."""
-    value, units = float(count), iter(("B", "KB", "MB", "GB", "TB"))
-    unit = next(units)
-    while value >= 999.5 and unit != "TB":
-        value, unit = value / 1000, next(units)
-    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds / 60:.0f} min"
