@@ -11,6 +11,9 @@ from he_client.scaling.measured import measured
 from he_client.scaling.service_times import ServiceTimes, ShiftedExponential
 from he_client.scaling.sharing import Sharing
 from he_engine.errors import InvalidInput
+from he_proto.chunks import CHUNK_BYTES
+
+UNIT_BYTES = 32 << 20  #: of index, whose answers a server sends together (he_server.search.answering)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,7 @@ class Simulated:
     front_ends: int = 1
     query_bytes: float = 0.0
     answer_bytes: float = 0.0
+    piece_bytes: float = CHUNK_BYTES  #: of answers in one message: what is sent after a pass has ended
     front_end_bytes_per_s: float = math.inf
     link_bytes_per_s: float = math.inf
     node_bytes_per_s: float = math.inf
@@ -69,6 +73,7 @@ class Simulated:
             queries_per_s=demand.queries_per_s,
             query_bytes=plan.query_bytes,
             answer_bytes=plan.answer_bytes,
+            piece_bytes=min(CHUNK_BYTES, UNIT_BYTES * plan.answer_bytes / plan.index_bytes),
             front_end_bytes_per_s=rate,
             link_bytes_per_s=between.link_bytes_per_s,
             node_bytes_per_s=rate,

@@ -61,7 +61,7 @@ class _Run:
         rate = simulated.front_end_bytes_per_s
         self._calls_free_s = [0.0] * simulated.front_ends
         self._to_shards, self._from_shards, self._to_clients = (
-            [Pipe(rate) for _ in range(simulated.front_ends)] for _ in range(3)
+            [Pipe(rate, simulated.piece_bytes) for _ in range(simulated.front_ends)] for _ in range(3)
         )
         self._heap: list[tuple[float, int, Callable[[float, int], None], int]] = []
         self._events = self._names = 0
