@@ -33,7 +33,7 @@ SELDOM = replace(ALONE, queries_per_s=1e-4)
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_one_node_without_sharing(load: float, spread: float) -> None:
     """A mean of 1/(1 − ρ): under processor sharing for any law of service, and so as M/M/1 has it."""
-    found = simulate(replace(ALONE, times=ShiftedExponential(1.0, spread), queries_per_s=load), 30_000, seed=1)
+    found = simulate(replace(ALONE, times=ShiftedExponential(1.0, spread), queries_per_s=load), 12_000, seed=1)
     assert found.mean_s == pytest.approx(1 / (1 - load), rel=0.05)
     assert found.utilisation == pytest.approx(load, rel=0.03)
     assert found.throughput_per_s == pytest.approx(load, rel=0.03)
@@ -45,7 +45,7 @@ def test_one_node_without_sharing(load: float, spread: float) -> None:
 def test_one_node_with_measured_sharing(load: float, spread: float) -> None:
     sharing = Sharing(measured(Profile.COMPACT).sharing, 32)
     times = ShiftedExponential(1.0, spread)
-    found = simulate(replace(ALONE, sharing=sharing, times=times, queries_per_s=load), 30_000, seed=3)
+    found = simulate(replace(ALONE, sharing=sharing, times=times, queries_per_s=load), 12_000, seed=3)
     assert found.mean_s == pytest.approx(sharing.riders(load) / load, rel=0.07)
     assert found.riders == pytest.approx(sharing.riders(load), rel=0.07)
 
@@ -110,15 +110,17 @@ def test_what_one_query_meets_by_hand() -> None:
 
 
 # ---- shards, copies, failures --------------------------------------------------------------------------------
-@pytest.mark.parametrize(("shards", "queries"), [(2, 4000), (50, 2000), (1000, 60)])
+@pytest.mark.parametrize(("shards", "queries"), [(2, 4000), (50, 600), (1000, 40)])
 def test_the_slowest_shard(shards: int, queries: int) -> None:
+    """Within four standard errors: the maximum of exponentials of mean c deviates by less than c·π/√6."""
     found = simulate(replace(SELDOM, shards=shards, times=ShiftedExponential(1.1, 0.1)), queries, seed=1)
-    assert found.mean_s == pytest.approx(expected_maximum(shards, 0.1), rel=0.02)
+    error = 0.1 * math.pi / math.sqrt(6 * found.queries)
+    assert abs(found.mean_s - expected_maximum(shards, 0.1)) < 4 * error
 
 
 def test_hedging_is_as_the_model_has_it() -> None:
     hedged = replace(SELDOM, shards=20, replicas=2, times=ShiftedExponential(3.0, 2.0), hedge=0.9)
-    found, plain = simulate(hedged, 3000, seed=1), simulate(replace(hedged, hedge=None), 3000, seed=1)
+    found, plain = simulate(hedged, 1000, seed=1), simulate(replace(hedged, hedge=None), 1000, seed=1)
     assert found.mean_s == pytest.approx(expected_maximum(20, 2.0, 0.9), rel=0.03)
     assert found.hedged == pytest.approx(0.1 / 1.1, rel=0.05)  # a tenth of the shards is asked twice
     assert found.p99_s < plain.p99_s and plain.hedged == 0
@@ -180,7 +182,7 @@ def test_a_plan_is_simulated_as_the_model_has_it() -> None:
 
 
 def test_a_thousand_nodes() -> None:
-    found = simulate(_planned(500), 100, seed=1)
+    found = simulate(_planned(500), 20, seed=1)
     assert found.failed == 0 and 0 < found.p50_s <= found.p99_s < 60
 
 
