@@ -57,7 +57,7 @@ PAGES := $(if $(filter docs/figures,$(BENCH:/=)),docs,$(BENCH))
 STEPS := $(foreach p,$(PROFILES),$(addprefix overhead_$p,.json _100k_2t.json _1m_1t.json _1m_2t.json _avx2.json) \
 	icd_$p.json service_$p.json) concurrency_compact.json concurrency_exact.json \
 	layers_compact.json layers_exact.json wire.json at_rest.json cold_start.json catalogue.json redaction.json inversion.json \
-	scaling.json pareto.json approximate.json kernels.json
+	scaling.json scale.json pareto.json approximate.json kernels.json
 OVERHEAD = $(BIN)/python -m benchmarks.overhead --dim 512 --profile $* --json $@
 PLAIN := --peers numpy faiss
 

@@ -74,6 +74,7 @@ def test_sharing_that_cannot_be(points: dict[int, float], batch: int) -> None:
 def test_the_slowest_of_n() -> None:
     assert expected_maximum(1, 0.1) == pytest.approx(1.1)
     assert expected_maximum(4, 0.1) == pytest.approx(1 + 0.1 * (1 + 1 / 2 + 1 / 3 + 1 / 4))
+    assert expected_maximum(5000, 1.0) == pytest.approx(1 + math.fsum(1 / i for i in range(1, 5001)), abs=1e-12)
     assert expected_maximum(1000, 0.0) == expected_maximum(1000, 0.0, 0.9) == 1
     assert expected_maximum(50, 0.1, 1 - 1e-12) == pytest.approx(expected_maximum(50, 0.1), rel=1e-6)
     assert hedged_after(0.1, 1 - math.exp(-2)) == pytest.approx(1.2)
@@ -178,8 +179,12 @@ def test_more_rows_never_cost_less() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"growth": -1.0}, {"growth": math.inf}, {"replicas": 0}, {"queries_per_s": 0.0}, {"hedge": 0.9}]
-)
+    "changed",
+    [
+        {"growth": -1.0}, {"growth": math.inf}, {"rows": 0}, {"growth": 9.0, "years": 1e9}, {"replicas": 0},
+        {"queries_per_s": 0.0}, {"hedge": 0.9},
+    ],
+)  # fmt: skip
 def test_demands_that_cannot_be(changed: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match="got"):
         replace(DEMAND, **changed)

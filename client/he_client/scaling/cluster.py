@@ -23,6 +23,7 @@ FULL = 0.85  #: of a node's memory holds index; an assumption
 BUSY = 0.7  #: of what nodes and front ends can carry is asked of them; an assumption
 DISPATCH_S = CALL_S / 2  #: a front end's own time for one shard's call; that it is half of a call is an assumption
 ENTRY_BYTES = 220  #: of a manifest, a segment without deleted rows (measured: 209 to 219)
+MAX_ROWS = 1e13  #: in the end
 _MILLION, _HOUR_S = 1e6, 3600.0
 
 
@@ -67,6 +68,11 @@ class Demand:
     def __post_init__(self) -> None:
         if not (self.growth > -1 and math.isfinite(self.growth)):
             raise InvalidInput(f"growth: got {self.growth:g}, expected more than -1")
+        if self.rows < 1 or math.log(self.rows) + self.years * math.log1p(self.growth) > math.log(MAX_ROWS):
+            raise InvalidInput(
+                f"rows: got {self.rows:,} and a growth of {self.growth:g} for {self.years:g} years, expected 1 to "
+                f"{MAX_ROWS:.0e} in the end"
+            )
         if self.replicas < 1:
             raise InvalidInput(f"replicas: got {self.replicas}, expected at least 1")
         if not 0 < self.queries_per_s < math.inf:
