@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,8 @@ def beside(measured_s: Sequence[float], simulated: Simulated) -> Figures:
     }
 
 
-def _alone(shards: int, times_s: Sequence[float], **more: float) -> Simulated:
-    return Simulated(shards=shards, sharing=Sharing({}, 1), times=MeasuredTimes(times_s), queries_per_s=_SELDOM, **more)  # type: ignore[arg-type]
+def _alone(shards: int, times_s: Sequence[float]) -> Simulated:
+    return Simulated(shards=shards, sharing=Sharing({}, 1), times=MeasuredTimes(times_s), queries_per_s=_SELDOM)
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------
@@ -152,8 +153,8 @@ def unloaded(whole: Node, halves: Sequence[Node], small: Node, service: Embedded
                 shards.extend(each)
     rate = facts()["answer_bytes_per_s"]
     piece = UNIT_BYTES * answers / whole.index_bytes
-    fed = _alone(
-        1, passes, before_s=statistics.median(calls), answer_bytes=answers, piece_bytes=piece,
+    fed = replace(
+        _alone(1, passes), before_s=statistics.median(calls), answer_bytes=answers, piece_bytes=piece,
         front_end_bytes_per_s=rate,
     )  # fmt: skip
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 
 from he_client.commands.argument_types import not_negative, positive, whole
@@ -34,9 +35,9 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_argument("--cluster", action="store_true", help="plan nodes of a cluster instead of a stride")
 
-    def add(name: str, kind: object, default: object, metavar: str, text: str) -> None:
+    def add(name: str, kind: Callable[[str], float], default: float | None, metavar: str, text: str) -> None:
         shown = "" if default is None else f" (default {default:g})"
-        options.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text + shown)  # type: ignore[arg-type]
+        options.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text + shown)
 
     add("growth", not_negative, demand.growth, "G", "of the rows in a year: 0.5 is half as many more")
     add("years", not_negative, demand.years, "Y", "plan for the rows after so many")

@@ -3,7 +3,7 @@
 Client → front end → one copy of every shard → front end → client. Queries come as a Poisson process; front ends take
 turns, and so do the copies of a shard. Answers flow while shards read, so a transfer is over one message after its
 sender is done, or when a pipe with others in it has passed them. Events are a heap of times: the same seed gives the
-same figures on every machine. (SimPy would make a coroutine of each query and shard, and a process-sharing queue, whose
+same figures. (SimPy would make a coroutine of each query and shard, and a process-sharing queue, whose
 finishing times move with every arrival, is written by hand there, too.)
 
 Simplified: queries to shards are counted against a front end's interface by themselves, as small messages pass between
