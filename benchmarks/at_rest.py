@@ -15,9 +15,11 @@ JSON keys (stable): `machine`, `arguments`, `payload_bytes`, `segment_bytes`; `s
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,9 +108,8 @@ class Folder:
 
     @staticmethod
     def warm(service: Service) -> None:
-        for engine, segment in service.live_segments():
-            with service.store.reading(segment) as index:
-                engine.warm(index)
+        for engine, searched in service.live():
+            service.answerer.warm(engine, searched, math.inf, threading.Event())
 
     def ask(self, service: Service, query: bytes) -> Callable[[], bytes]:
         """One query against all; the residues, in order."""

@@ -10,12 +10,13 @@ from he_client import Client
 from he_server.config import ServerConfig
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
+from tests.cluster_settings import cluster
 
 
 @contextmanager
 def grpc_address(folder: Path) -> Iterator[str]:
     """host:port of a server of `folder` in this process, which refuses nobody."""
-    config = ServerConfig(data=folder, listen="127.0.0.1:0", insecure=True, threads=2, max_scans=64)
+    config = ServerConfig(data=folder, listen="127.0.0.1:0", insecure=True, max_scans=64, **{"threads": 2, **cluster()})
     with Service(config) as service:
         server = GrpcServer(service)
         try:

@@ -27,6 +27,7 @@ from he_server.config import ServerConfig
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.search.engines import EngineMaker
 from he_server.service import Service
+from tests.cluster_settings import cluster
 
 METHODS = pb.DESCRIPTOR.services_by_name["HeSearch"].methods
 PARAMETERS = Parameters.choose("compact", 4, 2)  # N = 2048, P = 1, I = 2, B = 1024: 16 KiB a block, 4 KiB an answer
@@ -67,7 +68,7 @@ def running(
     folder: Path, *, over_grpc: bool, make_engine: EngineMaker | None = None, **limits: Any
 ) -> Iterator[Endpoint]:
     """A server of `folder` with two computing threads, which stops with the block."""
-    config = ServerConfig(data=folder, listen="127.0.0.1:0", insecure=True, threads=2, **limits)
+    config = ServerConfig(data=folder, listen="127.0.0.1:0", insecure=True, **{"threads": 2, **cluster(), **limits})
     with Service(config, make_engine) as service:
         if not over_grpc:
             yield Endpoint(service)

@@ -30,7 +30,7 @@ from he_engine.key_program import KeyProgram
 from he_engine.keys import RootKey
 from he_proto.v1 import hesearch_pb2 as pb
 from he_server.operate.fsck import check
-from he_server.storage import indexes as indexes_module
+from he_server.storage import segment_file
 from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.kek import KeyProvider, PassphraseKek, SecretKek, new_kek_file, open_kek
 from he_server.storage.rekey import rotate
@@ -702,7 +702,7 @@ def test_it_is_decrypted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                 raise Unavailable("once")
             super().__init__(path, data_key)
 
-    monkeypatch.setattr(indexes_module, "SealedFile", Counted)
+    monkeypatch.setattr(segment_file, "SealedFile", Counted)
     with pytest.raises(Unavailable):
         _opened(store, segment)
     assert store.indexes.held_bytes == 0

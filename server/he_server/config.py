@@ -94,6 +94,26 @@ class ServerConfig:
         metadata=_setting("where", "bytes of such copies that stay, beside those that are in use", least=0),
     )
 
+    cluster: str = field(
+        default="",
+        metadata=_setting(
+            "cluster",
+            "Ray, whose actors compute the answers: auto (the one on this machine) or host:port of its head; empty: "
+            "threads of this process do",
+        ),
+    )
+    cluster_shards: int = field(
+        default=0,
+        metadata=_setting("cluster", "actors that a collection is spread over; 0: as many as there are nodes", least=0),
+    )
+    cluster_replicas: int = field(
+        default=1, metadata=_setting("cluster", "actors that hold the same part, each in its memory", least=1)
+    )
+    cluster_wait_s: float = field(
+        default=30.0,
+        metadata=_setting("cluster", "how long a call waits while a part has no actor that replies", least=1),
+    )
+
     policies: str = field(
         default="",
         metadata=_setting(

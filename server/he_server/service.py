@@ -26,7 +26,6 @@ from he_server.search.scan import LocalAnswerer
 from he_server.storage import files, segment_file
 from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.kek import open_kek
-from he_server.storage.segment_file import StoredSegment
 from he_server.storage.store import Store
 
 
@@ -63,7 +62,12 @@ class Service:
         except BaseException:
             self._store.close()
             raise
-        self._answerer: Answerer = LocalAnswerer(config.threads, self._store.reading)
+        try:
+            self.answerer = _make_answerer(config, self._store)
+        except BaseException:
+            self.access.close()
+            self._store.close()
+            raise
         self._closing = False
 
     # ---- collections -----------------------------------------------------------------------------------
@@ -218,9 +222,9 @@ class Service:
             pace = Pace()
             with (
                 self._engines.using(parameters) as engine,
-                self._searched(record, header.version, parameters) as searched,
+                self.answerer.searched(record, header.version, parameters) as searched,
                 self.admission.inflight_bytes.taken(
-                    self._answerer.call_bytes(answer_bytes := searched.answer_bytes(engine, len(queries)))
+                    self.answerer.call_bytes(answer_bytes := searched.answer_bytes(engine, len(queries)))
                 ),
                 self.admission.scans.taken(spare=pace.slow) as computed,
                 step("scan"),
@@ -229,10 +233,10 @@ class Service:
                 self.access.count_bytes(caller, expected_bytes + answer_bytes)
                 self.access.count_queries(caller, record.collection_id, len(queries))
                 active = lambda: caller.is_active() and not self._closing  # noqa: E731
-                for piece in self._answerer.answer(engine, searched, queries, active, computed, pace):
+                for piece in self.answerer.answer(engine, searched, queries, active, computed, pace):
                     yield pb.AnswerResponse(
                         context=header.context,
-                        segment_id=piece.unit.segment.description.segment_id,
+                        segment_id=piece.unit.segment.key[1],
                         query=piece.query,
                         first_block=piece.unit.first_block,
                         blocks=piece.unit.blocks,
@@ -257,31 +261,22 @@ class Service:
             raise InvalidInput(f"queries: got {got} bytes, expected {expected_bytes}")
         return queries
 
-    @contextlib.contextmanager
-    def _searched(
-        self, record: CollectionRecord, version: int, parameters: wire.PublicParameters
-    ) -> Iterator[Searched]:
-        """The live segments of the current version, pinned for the block. Raises as Store.snapshot."""
-        with self._store.snapshot(record, version) as snapshot:
-            yield Searched((record.collection_id, version, snapshot.edition), parameters, snapshot.segments)
-
     # ---- common ----------------------------------------------------------------------------------------
     @property
     def store(self) -> Store:
         """For those who look after it: warming, rotation of data keys, metrics."""
         return self._store
 
-    def live_segments(self) -> Iterator[tuple[ServerEngine, StoredSegment]]:
-        """Every live segment with its engine, both in use until the next is asked for; without collections that
+    def live(self) -> Iterator[tuple[ServerEngine, Searched]]:
+        """The live segments of every collection and its engine, in use until the next is asked for; without those that
         cannot be searched now."""
         for record in self._store.collections():
             with (
                 contextlib.suppress(HesearchError),
-                self._engines.using(self._parameters(record)) as engine,
-                self._store.snapshot(record, record.version) as snapshot,
+                self._engines.using(parameters := self._parameters(record)) as engine,
+                self.answerer.searched(record, record.version, parameters) as searched,
             ):
-                for segment in snapshot.segments:
-                    yield engine, segment
+                yield engine, searched
 
     def _find(
         self, caller: Caller, action: str, context: pb.Context, collection_id: bytes | None = None, **more: Any
@@ -334,7 +329,7 @@ class Service:
     def close(self) -> None:
         """Waits for the units that are running. Calls still under way then fail. Again: nothing happens."""
         self._closing = True
-        self._answerer.close()
+        self.answerer.close()
         self._engines.close()
         self.access.close()
         self._store.close()
@@ -344,6 +339,14 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _make_answerer(config: ServerConfig, store: Store) -> Answerer:
+    if not config.cluster:
+        return LocalAnswerer(config.threads, store)
+    from he_server.cluster.answerer import RayAnswerer
+
+    return RayAnswerer(config, store)
 
 
 def _resource(record: CollectionRecord) -> Collection:

@@ -4,26 +4,41 @@ segment."""
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from he_engine.engine import Buffer, ServerEngine
 from he_proto.chunks import CHUNK_BYTES
 from he_proto.wire import PublicParameters
-from he_server.storage.segment_file import StoredSegment
+from he_server.storage.catalogue_rows import CollectionRecord
 
 UNIT_INDEX_BYTES = 32 << 20  #: of index in one unit: 2 ms of one core for one query, 10 ms for 32
 _MIN_INDEX_BYTES = 4 << 20  #: under this, handing out a unit costs more than computing it
 SLOW_S = 1.0
 
 
+class Segment(Protocol):
+    """What is known of one that is searched."""
+
+    @property
+    def key(self) -> tuple[bytes, bytes]: ...  #: collection and segment
+
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def index_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Blocks [first_block, first_block + blocks) of one segment."""
 
-    segment: StoredSegment
+    segment: Segment
     first_block: int
     blocks: int
 
@@ -43,12 +58,11 @@ def blocks_per_unit(engine: ServerEngine, index_bytes: int, threads: int) -> int
     return max(1, min(wanted // engine.index_bytes_per_block, CHUNK_BYTES // engine.answer_bytes_per_block))
 
 
-def units(segments: Sequence[StoredSegment], size: int) -> Iterator[Unit]:
+def units(segments: Sequence[Segment], size: int) -> Iterator[Unit]:
     """Every block of every segment, once, in order, `size` at a time."""
     for segment in segments:
-        blocks = segment.description.blocks
-        for first in range(0, blocks, size):
-            yield Unit(segment, first, min(size, blocks - first))
+        for first in range(0, segment.blocks, size):
+            yield Unit(segment, first, min(size, segment.blocks - first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +71,11 @@ class Searched:
 
     key: Hashable  #: equal where the segments, and their files, are the same
     parameters: PublicParameters
-    segments: Sequence[StoredSegment]
+    segments: Sequence[Segment]
 
     def answer_bytes(self, engine: ServerEngine, queries: int) -> int:
         """Of so many queries."""
-        return queries * engine.answer_bytes_per_block * sum(segment.description.blocks for segment in self.segments)
+        return queries * engine.answer_bytes_per_block * sum(segment.blocks for segment in self.segments)
 
 
 class Pace:
@@ -102,6 +116,16 @@ class Answerer(Protocol):
         Raises Unavailable soon after `active()` has become false, and what computing raised: never are answers missing
         without an error. When it ends, in whatever way, nothing reads the segments for it any more.
         """
+
+    def searched(
+        self, record: CollectionRecord, version: int, parameters: PublicParameters
+    ) -> AbstractContextManager[Searched]:
+        """The live segments of the current version, readable for who answers until the block ends. Raises NotFound,
+        Conflict if that is not `version`, TamperedDataError if one is damaged, Unavailable."""
+
+    def warm(self, engine: ServerEngine, searched: Searched, room_bytes: float, stop: threading.Event) -> int:
+        """Brings indexes into memory, or lets that begin, while they fit in there and until `stop`: so many bytes.
+        Damaged ones are passed over."""
 
     def call_bytes(self, answer_bytes: int) -> int:
         """The most that is held at a time, in this process, of a call's answers that are so many bytes in all."""

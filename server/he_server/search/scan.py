@@ -21,19 +21,22 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 from he_engine.engine import Buffer, IndexFile, ServerEngine
-from he_engine.errors import InvalidInput, Unavailable
+from he_engine.errors import HesearchError, InvalidInput, Unavailable
 from he_proto.chunks import CHUNK_BYTES
-from he_server.search.answering import Pace, Piece, Searched, Unit, blocks_per_unit, units
-from he_server.storage.segment_file import StoredSegment
+from he_proto.wire import PublicParameters
+from he_server.search.answering import Pace, Piece, Searched, Segment, Unit, blocks_per_unit, units
+from he_server.storage.catalogue_rows import CollectionRecord
+from he_server.storage.store import Store
 
 SHARED_QUERIES = 32  #: computed at a time; more share no better (docs/performance.md)
 RIDER_QUERIES = 8
 CALL_ANSWER_BYTES = 8 << 20  #: for each thread: so many that every one may work for a lone call
 _POLL_S = 0.1  #: between looks for cancellation while units run
 
-Reading = Callable[[StoredSegment], AbstractContextManager[IndexFile]]  #: Store.reading
+Reading = Callable[[Any], AbstractContextManager[IndexFile]]  #: of a segment, as it was given
 
 
 @dataclass(slots=True, eq=False)
@@ -70,12 +73,12 @@ class Scan:
     def __init__(
         self,
         engine: ServerEngine,
-        segments: Sequence[StoredSegment],
+        segments: Sequence[Segment],
         pool: Executor,
         threads: int,
         reading: Reading,
     ) -> None:
-        index_bytes = sum(segment.description.index_bytes for segment in segments)
+        index_bytes = sum(segment.index_bytes for segment in segments)
         self._engine = engine
         self._units = list(units(segments, blocks_per_unit(engine, index_bytes, threads)))
         self._pool = pool
@@ -272,10 +275,12 @@ class Scans:
 class LocalAnswerer:
     """An Answerer with threads of its own in this process."""
 
-    def __init__(self, threads: int, reading: Reading) -> None:
+    def __init__(self, threads: int, store: Store) -> None:
         self._threads = threads
+        self._store = store
+        self._reading: Reading = store.reading
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
-        self._scans = Scans(self._pool, threads, reading)
+        self._scans = Scans(self._pool, threads, self._reading)
 
     def answer(
         self,
@@ -289,6 +294,23 @@ class LocalAnswerer:
         """See Answerer."""
         with self._scans.of(engine, searched) as scan:
             yield from scan.answer(queries, active, computed, pace)
+
+    @contextlib.contextmanager
+    def searched(self, record: CollectionRecord, version: int, parameters: PublicParameters) -> Iterator[Searched]:
+        """See Answerer."""
+        with self._store.snapshot(record, version) as snapshot:
+            yield Searched((record.collection_id, version, snapshot.edition), parameters, snapshot.segments)
+
+    def warm(self, engine: ServerEngine, searched: Searched, room_bytes: float, stop: threading.Event) -> int:
+        """See Answerer."""
+        warmed = 0
+        for segment in searched.segments:
+            if not stop.is_set() and warmed + segment.index_bytes <= room_bytes:
+                with contextlib.suppress(HesearchError, OSError):
+                    with self._reading(segment) as index:
+                        engine.warm(index)
+                    warmed += segment.index_bytes
+        return warmed
 
     def call_bytes(self, answer_bytes: int) -> int:
         """See Answerer, and the module's docstring."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from he_engine.errors import HesearchError
 from he_server.service import Service
 
 _log = logging.getLogger(__name__)
@@ -40,17 +40,14 @@ def warm(service: Service, stop: threading.Event) -> Warmth:
     """Every live segment of every collection, until `stop` or MEMORY_SHARE is full; damaged ones are passed over."""
     began = time.monotonic()
     room = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if service.store.sealed:
+    if service.config.cluster:
+        room = math.inf  # its shards take what fits there
+    elif service.store.sealed:
         room = min(room, service.config.index_memory_bytes)
     total = warmed = 0
-    for engine, segment in service.live_segments():
-        size = segment.description.index_bytes
-        total += size
-        if not stop.is_set() and warmed + size <= room:
-            with contextlib.suppress(HesearchError, OSError):
-                with service.store.reading(segment) as index:
-                    engine.warm(index)
-                warmed += size
+    for engine, searched in service.live():
+        total += sum(segment.index_bytes for segment in searched.segments)
+        warmed += service.answerer.warm(engine, searched, room - warmed, stop)
     return Warmth(total, warmed, huge_page_bytes(), time.monotonic() - began)
 
 

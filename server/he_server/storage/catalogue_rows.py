@@ -82,6 +82,10 @@ class SegmentRecord:
     copy: bytes = b""  #: of the object's name (he_server.storage.objects); empty: the file is in the data folder
 
     @property
+    def key(self) -> Key:
+        return self.collection_id, self.segment_id
+
+    @property
     def file_id(self) -> FileId:
         return self.collection_id, self.segment_id, self.generation
 

@@ -135,9 +135,13 @@ class PlainFile:
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """Exactly that many bytes. Raises TamperedDataError if the file is gone or ends before."""
         out = bytearray(length_bytes)
-        with self.opened() as read_into:
-            read_into(offset_bytes, memoryview(out))
+        self.read_into(offset_bytes, memoryview(out))
         return bytes(out)
+
+    def read_into(self, offset_bytes: int, out: memoryview) -> None:
+        """Fills `out` with the bytes from an offset on; raises as `read`."""
+        with self.opened() as read_into:
+            read_into(offset_bytes, out)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[int, memoryview], None]]:

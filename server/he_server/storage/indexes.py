@@ -1,6 +1,7 @@
-"""Indexes as the kernels read them: mapped from the disk if they are not sealed, decrypted into memory if they are.
+"""Indexes as the kernels read them: mapped from the disk where that can be, else loaded into memory: those that are
+sealed are decrypted, those of a cluster's shards are fetched.
 
-Decrypted indexes lie in one anonymous memory file, each at a position of its own that is never used again, so worker
+Loaded indexes lie in one anonymous memory file, each at a position of its own that is never used again, so worker
 processes can map them too, by /proc/PID/fd/N. The kernel frees it when this process ends, in whatever way. What is in
 memory is bounded: who opens one more drops those that were unused the longest.
 """
@@ -15,12 +16,29 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from he_engine.engine import IndexFile
-from he_engine.errors import TamperedDataError
 from he_server.storage.files import storage_errors
-from he_server.storage.sealed_file import SealedFile
-from he_server.storage.segment_file import StoredSegment
+from he_server.storage.segment_file import Description, FileSource, StoredSegment
+
+
+class Loadable(Protocol):
+    """A segment whose index can be opened."""
+
+    @property
+    def key(self) -> tuple[bytes, bytes]: ...  #: collection and segment: the same content for ever
+
+    @property
+    def in_place(self) -> bool: ...  #: whether kernels can read its file
+
+    @property
+    def index(self) -> IndexFile: ...  #: in that file; of those alone that are `in_place`
+
+    def opened(self) -> contextlib.AbstractContextManager[tuple[Description, FileSource]]:
+        """What its header says, and its bytes, checked as they are read or before. Raises TamperedDataError,
+        Unavailable."""
+
 
 Forget = Callable[[bytes, IndexFile], None]  #: (parameter digest, index): drop what is mapped of it
 
@@ -33,7 +51,7 @@ _SIZE_BYTES = 1 << 62  #: of the memory file, which has memory only where someth
 
 @dataclass(slots=True)
 class _Opened:
-    lock: threading.Lock = field(default_factory=threading.Lock)  #: held while it is decrypted
+    lock: threading.Lock = field(default_factory=threading.Lock)  #: held while it is loaded
     index: IndexFile | None = None
     parameter_digest: bytes = b""
     users: int = 0
@@ -58,25 +76,37 @@ class Indexes:
         self._opened: dict[tuple[bytes, bytes], _Opened] = {}  # by collection and segment, the latest used last
         self._memory = -1
         self._end_bytes = 0
-        self.held_bytes = 0  #: decrypted, in memory
+        self.held_bytes = 0  #: loaded, in memory
 
     @contextlib.contextmanager
-    def open(self, segment: StoredSegment) -> Iterator[IndexFile]:
+    def open(self, segment: Loadable) -> Iterator[IndexFile]:
         """The index of a segment, readable until the block ends. Raises TamperedDataError, Unavailable."""
-        if segment.data_key is None:
+        if segment.in_place:
             yield segment.index
             return
         opened = self._take(segment)
         try:
             with opened.lock:
                 if opened.index is None:
-                    opened.index = self._decrypted(segment)
-                    opened.parameter_digest = segment.description.parameter_digest
+                    with segment.opened() as (description, source):
+                        opened.index = self._loaded(description, source)
+                    opened.parameter_digest = description.parameter_digest
             yield opened.index
         finally:
             self._give_back(segment.key, opened)
 
-    def _take(self, segment: StoredSegment) -> _Opened:
+    def holds(self, key: tuple[bytes, bytes]) -> bool:
+        """Whether it is loaded, as far as one can tell without waiting."""
+        with self._lock:
+            opened = self._opened.get(key)
+            return opened is not None and opened.index is not None
+
+    def has_room(self, length_bytes: int) -> bool:
+        """For so many more bytes, with nothing dropped for them."""
+        with self._lock:
+            return self.held_bytes + length_bytes <= self._limit_bytes
+
+    def _take(self, segment: Loadable) -> _Opened:
         with self._lock:
             opened = self._opened.pop(segment.key, None) or _Opened()
             opened.users += 1
@@ -90,12 +120,8 @@ class Indexes:
                 self._drop(key, opened)
             self._make_room(0)  # while all were in use, they may have been more than the limit
 
-    def _decrypted(self, segment: StoredSegment) -> IndexFile:
-        assert segment.data_key is not None
-        source = SealedFile(segment.path, segment.data_key)
-        if source.envelope.file_id != segment.file_id:
-            raise TamperedDataError("segment file: it is another segment's")
-        part = segment.description.parts[0]
+    def _loaded(self, description: Description, source: FileSource) -> IndexFile:
+        part = description.parts[0]
         length_bytes = part.end_bytes
         with self._lock:
             self._make_room(length_bytes)
@@ -105,7 +131,7 @@ class Indexes:
             self._end_bytes += -(-length_bytes // _ALIGNMENT) * _ALIGNMENT
             self.held_bytes += length_bytes
         path = Path(f"/proc/{os.getpid()}/fd/{self._memory}")
-        index = IndexFile(path, start + part.offset_bytes, part.length_bytes, segment.description.blocks)
+        index = IndexFile(path, start + part.offset_bytes, part.length_bytes, description.blocks)
         try:
             with storage_errors("mapping memory"):
                 mapped = mmap.mmap(self._memory, length_bytes, offset=start)
@@ -142,7 +168,7 @@ class Indexes:
 
     def forget(self, segment: StoredSegment) -> None:
         """Its file has gone or was replaced."""
-        if segment.data_key is None:
+        if segment.in_place:
             self._forget(segment.description.parameter_digest, segment.index)
             return
         with self._lock:

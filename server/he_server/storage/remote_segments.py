@@ -23,6 +23,7 @@ from he_server.storage.files import NewFile
 from he_server.storage.folder import Folder
 from he_server.storage.indexes import Indexes
 from he_server.storage.objects import Objects, name_of
+from he_server.storage.places import Place
 from he_server.storage.segment_file import Source, StoredSegment, open_source, verify
 from he_server.storage.segments import Segments
 from he_server.storage.tally import Tally
@@ -72,6 +73,21 @@ class RemoteSegments(Segments):
                 self._cached[record.file_id] = path.stat().st_size
                 self._load(record)
         self._make_room(0)
+
+    def place(self, key: Key) -> Place:
+        """As `Segments.place`; nothing is fetched."""
+        if key in self._lost:
+            raise TamperedDataError(
+                f"segment: the object of {key[1].hex()[:16]}… is damaged; sending it again repairs it"
+            )
+        return self._place(self._catalogue.segment(key), "")
+
+    def place_damaged(self, place: Place) -> None:
+        """As `Segments.place_damaged`. Raises Conflict where it has only been retired meanwhile."""
+        self._catalogue.look()
+        if self._catalogue.segment(place.key) != place.record:
+            raise Conflict("segment: its version is no more; read the manifest again")
+        self._lost.add(place.key)
 
     def prepare(self, keys: Sequence[Key]) -> None:
         missing = [key for key in keys if key not in self._sound]

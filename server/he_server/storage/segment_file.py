@@ -25,6 +25,7 @@ before; between them are zeros. The file ends with the last byte of the last par
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -125,6 +126,13 @@ class Source(Protocol):
         """Exactly that many bytes. Raises TamperedDataError."""
 
 
+class FileSource(Source, Protocol):
+    """The same, of a file that is at hand."""
+
+    def read_into(self, offset_bytes: int, out: memoryview) -> None:
+        """Fills `out` with the bytes from an offset on. Raises TamperedDataError."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
     """A segment's description, where its file is, and what opens it (None: it is not sealed)."""
@@ -143,7 +151,25 @@ class StoredSegment:
         return (*self.key, self.generation)
 
     @property
-    def source(self) -> Source:
+    def blocks(self) -> int:
+        return self.description.blocks
+
+    @property
+    def index_bytes(self) -> int:
+        return self.description.index_bytes
+
+    @property
+    def in_place(self) -> bool:
+        """Whether kernels can read the file itself."""
+        return self.data_key is None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[Description, FileSource]]:
+        """See he_server.storage.indexes.Loadable."""
+        yield self.description, self.source
+
+    @property
+    def source(self) -> FileSource:
         source = open_source(self.path, self.data_key)
         if isinstance(source, SealedFile) and source.envelope.file_id != self.file_id:
             raise TamperedDataError("segment file: it is another segment's")
@@ -156,7 +182,7 @@ class StoredSegment:
         return IndexFile(self.path, index.offset_bytes, index.length_bytes, self.description.blocks)
 
 
-def open_source(path: Path, data_key: RootKey | None) -> Source:
+def open_source(path: Path, data_key: RootKey | None) -> FileSource:
     """Raises TamperedDataError, FormatVersionError."""
     return PlainFile(path) if data_key is None else SealedFile(path, data_key)
 

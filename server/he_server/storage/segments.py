@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from he_engine.engine import IndexFile
-from he_engine.errors import HesearchError, TamperedDataError, Unavailable
+from he_engine.errors import Conflict, HesearchError, TamperedDataError, Unavailable
 from he_engine.keys import RootKey
 from he_server.storage import files
 from he_server.storage.catalogue import Catalogue
@@ -23,6 +23,7 @@ from he_server.storage.files import NewFile
 from he_server.storage.folder import Folder
 from he_server.storage.indexes import Indexes
 from he_server.storage.pins import Pins
+from he_server.storage.places import Place
 from he_server.storage.sealed_file import NewSealedFile
 from he_server.storage.segment_file import Description, Source, StoredSegment, open_source, read_description
 from he_server.storage.writes import Writes
@@ -83,6 +84,24 @@ class Segments:
         if segment.file_id != record.file_id:
             raise TamperedDataError("segment file: it is another segment's")
         return segment
+
+    def place(self, key: Key) -> Place:
+        """Where one that the catalogue has can be read by others. Raises as `sound`."""
+        segment = self.sound(key)
+        return self._place(self._catalogue.segment(key), str(segment.path))
+
+    def _place(self, record: SegmentRecord | None, path: str) -> Place:
+        if record is None:
+            raise Conflict("segment: its version is no more; read the manifest again")
+        keys = self._catalogue.state(record.collection_id).keys
+        secret = next((key.secret for key in keys if key.generation == record.generation), b"")
+        return Place(record, path, secret)
+
+    def place_damaged(self, place: Place) -> None:
+        """Who read it there found it damaged or missing: it is not searched until it is sent again."""
+        segment = self._sound.get(place.key)
+        if segment is not None and segment.file_id == place.file_id:
+            self.damaged(segment)
 
     def sound(self, key: Key) -> StoredSegment:
         """One that the catalogue has. Raises TamperedDataError where its file is damaged."""

@@ -22,6 +22,7 @@ from he_server.storage.indexes import Forget, Indexes
 from he_server.storage.kek import KeyProvider
 from he_server.storage.leftovers import Leftovers
 from he_server.storage.opening import open_catalogue, open_objects, open_segments
+from he_server.storage.places import Place
 from he_server.storage.segment_file import Description, StoredSegment
 from he_server.storage.snapshots import Snapshot
 from he_server.storage.tally import Tally
@@ -159,12 +160,20 @@ class Store:
         self._segments.discard(retired)
         return version
 
-    def snapshot(self, record: CollectionRecord, version: int) -> Snapshot:
+    def snapshot(self, record: CollectionRecord, version: int) -> Snapshot[StoredSegment]:
         """All live segments of the current version. Raises NotFound, Conflict if that is not `version`,
         TamperedDataError if the file of one is damaged."""
         return snapshots.of_version(self._catalogue, self._segments, record, version)
 
-    def segment(self, record: CollectionRecord, segment_id: bytes) -> Snapshot:
+    def places(self, record: CollectionRecord, version: int) -> Snapshot[Place]:
+        """The same for others to read: what lies on object storage is neither fetched nor kept there."""
+        return snapshots.places_of_version(self._catalogue, self._segments, record, version)
+
+    def place_damaged(self, place: Place) -> None:
+        """Who read it there found it damaged or missing: see Segments.place_damaged."""
+        self._segments.place_damaged(place)
+
+    def segment(self, record: CollectionRecord, segment_id: bytes) -> Snapshot[StoredSegment]:
         """One segment, live or not. Raises NotFound, TamperedDataError if its file cannot be read at all."""
         return snapshots.of_segment(self._catalogue, self._segments, record, segment_id)
 

@@ -1,0 +1,115 @@
+"""The actors of a deployment: found by their names, made where they are missing, restarted by Ray where they died.
+
+Where segments are on object storage, actors outlive the front ends, which may come and go: all that name the same
+storage, in the same version, share them. Those of a data folder end with its only front end. The shards' replicas are
+spread over the nodes that there are at the time; after the loss of one, Ray puts its actors on others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+from he_engine.errors import MissingExtra, Unavailable
+from he_server.config import ServerConfig
+
+try:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise MissingExtra("Ray is not installed: pip install '.[cluster]'") from error
+
+from he_server.cluster.shard import CALLS, Shard
+
+_PING_S = 30.0
+_CONTROLS = 8  #: short methods at the same time, beside the others
+
+
+_SHARD: Any = ray.remote(concurrency_groups={"control": _CONTROLS})(Shard)
+_connections = 0
+_connecting = threading.Lock()
+
+
+def _connect(address: str) -> None:
+    """This process, once for all its servers. Raises Unavailable."""
+    global _connections
+    with _connecting:
+        if not _connections:
+            try:
+                with ThreadPoolExecutor(1) as aside:  # in the main thread it would take SIGTERM for itself
+                    aside.submit(ray.init, address, log_to_driver=False, configure_logging=False).result()
+            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                raise Unavailable(f"cluster: {type(error).__name__}: no Ray found at {address!r}") from error
+        _connections += 1
+
+
+def _disconnect() -> None:
+    global _connections
+    with _connecting:
+        _connections -= 1
+        if not _connections:
+            ray.shutdown()
+
+
+class Actors:
+    """Connects to Ray. Thread-safe. Raises Unavailable where there is none at that address."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        place = config.segments or f"{config.data.resolve()} {secrets.token_hex(8)}"
+        self.namespace = f"hesearch-{version('hesearch')}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
+        _connect(config.cluster)
+        self._nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+        self.shards = config.cluster_shards or len(self._nodes)
+        self.replicas = config.cluster_replicas
+        self.wait_s = config.cluster_wait_s
+        self._lock = threading.Lock()
+        self._known: dict[tuple[int, int], Any] = {}
+        self._stop = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="keep-shards", daemon=True)
+        self._keeper.start()
+
+    def actor(self, shard: int, replica: int) -> Any:
+        """A handle; the actor may be on its way only."""
+        with self._lock:
+            handle = self._known.get((shard, replica))
+            if handle is None:
+                handle = self._known[shard, replica] = self._found(shard, replica)
+            return handle
+
+    def _found(self, shard: int, replica: int) -> Any:
+        node = self._nodes[(shard + replica) % len(self._nodes)]
+        options: dict[str, Any] = {
+            "name": f"shard-{shard}-{replica}",
+            "namespace": self.namespace,
+            "lifetime": "detached" if self._config.segments else None,
+            "get_if_exists": True,
+            "max_restarts": -1,
+            "num_cpus": self._config.threads,
+            "max_concurrency": CALLS,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
+        }
+        return _SHARD.options(**options).remote(self._config)
+
+    def forget(self, shard: int, replica: int) -> None:
+        """It ended for good: the next to ask for it makes another."""
+        with self._lock:
+            self._known.pop((shard, replica), None)
+
+    def _keep(self) -> None:
+        """Actors that nobody asks end by themselves."""
+        while not self._stop.wait(_PING_S):
+            for shard in range(self.shards):
+                for replica in range(self.replicas):
+                    with contextlib.suppress(Exception):
+                        self.actor(shard, replica).ping.remote()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._keeper.join()
+        _disconnect()

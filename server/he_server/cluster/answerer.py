@@ -1,0 +1,103 @@
+"""An Answerer whose answers are computed by a cluster's shards."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import numpy as np
+import ray
+
+from he_engine.engine import Buffer, ServerEngine
+from he_proto.chunks import CHUNK_BYTES
+from he_proto.wire import PublicParameters
+from he_server.cluster.actors import Actors
+from he_server.cluster.fanout import FanOut
+from he_server.cluster.messages import Asked
+from he_server.cluster.placement import placed
+from he_server.cluster.shard import TAKE_BYTES
+from he_server.cluster.waits import Waits
+from he_server.config import ServerConfig
+from he_server.search.answering import Pace, Piece, Searched
+from he_server.storage.catalogue_rows import CollectionRecord
+from he_server.storage.places import Place
+from he_server.storage.store import Store
+
+_KEPT = 64  #: versions whose placement is remembered
+
+
+class RayAnswerer:
+    """See Answerer. Raises Unavailable, MissingExtra."""
+
+    def __init__(self, config: ServerConfig, store: Store) -> None:
+        self._store = store
+        self._actors = Actors(config)
+        self._waits = Waits()
+        self._lock = threading.Lock()
+        self._placed: dict[Hashable, list[tuple[int, Asked]]] = {}  # by Searched.key, the latest made last
+
+    def answer(
+        self,
+        engine: ServerEngine,
+        searched: Searched,
+        queries: Sequence[Buffer],
+        active: Callable[[], bool],
+        computed: Callable[[], object] = bool,
+        pace: Pace | None = None,
+    ) -> Iterator[Piece]:
+        """See Answerer."""
+        parts = self._parts(searched)
+        if not parts:
+            computed()
+            return
+        sent = ray.put(np.frombuffer(b"".join(queries), np.uint8).reshape(len(queries), -1))
+        block_bytes = engine.answer_bytes_per_block
+        call = FanOut(self._actors, self._waits, parts, block_bytes, sent, len(queries), self._store.place_damaged)
+        yield from call.pieces(active, computed, pace or Pace())
+
+    def _parts(self, searched: Searched) -> list[tuple[int, Asked]]:
+        """Shards, and what each has of these."""
+        with self._lock:
+            if (known := self._placed.get(searched.key)) is not None:
+                return known
+        parts = []
+        for shard, places in enumerate(placed(self._places(searched), self._actors.shards)):
+            if places:
+                key = (searched.key, tuple(place.key for place in places))
+                parts.append((shard, Asked(key, searched.parameters, tuple(places))))
+        with self._lock:
+            self._placed[searched.key] = parts
+            while len(self._placed) > _KEPT:
+                del self._placed[next(iter(self._placed))]
+        return parts
+
+    @staticmethod
+    def _places(searched: Searched) -> list[Place]:
+        return [segment for segment in searched.segments if isinstance(segment, Place)]
+
+    @contextlib.contextmanager
+    def searched(self, record: CollectionRecord, version: int, parameters: PublicParameters) -> Iterator[Searched]:
+        """See Answerer."""
+        with self._store.places(record, version) as snapshot:
+            yield Searched((record.collection_id, version, snapshot.edition), parameters, snapshot.segments)
+
+    def warm(self, engine: ServerEngine, searched: Searched, room_bytes: float, stop: threading.Event) -> int:
+        """See Answerer: every replica is told to read its part, and nobody waits. What they have no room for, they
+        read when it is searched."""
+        del engine, room_bytes
+        if stop.is_set():
+            return 0
+        for shard, asked in self._parts(searched):
+            for replica in range(self._actors.replicas):
+                self._actors.actor(shard, replica).load.remote(asked.places)
+        return sum(segment.index_bytes for segment in searched.segments)
+
+    def call_bytes(self, answer_bytes: int) -> int:
+        """See Answerer: from each replica, a batch that is being passed on and one that has come."""
+        parts = self._actors.shards * min(2, self._actors.replicas)
+        return min(answer_bytes, parts * 2 * (TAKE_BYTES + 8 * CHUNK_BYTES))
+
+    def close(self) -> None:
+        """See Answerer."""
+        self._actors.close()

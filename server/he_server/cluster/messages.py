@@ -1,0 +1,39 @@
+"""What front ends and shards tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from he_engine.errors import HesearchError
+from he_proto.wire import PublicParameters
+from he_server.storage.places import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Some segments of a collection, to be searched for some queries."""
+
+    key: Hashable  #: equal where the segments are the same, so that who asks at the same time shares passes
+    parameters: PublicParameters
+    places: tuple[Place, ...]
+
+
+#: Of whose answers: (position in Asked.places, query, first block, blocks).
+Header = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a shard has of a call's answers: those that it has not given before."""
+
+    headers: tuple[Header, ...] = ()
+    answers: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  #: end to end
+    done: bool = False  #: no more come
+    loading: bool = False  #: segments are being read; ask again
+    unknown: bool = False  #: there is no such call (any more)
+    error: HesearchError | None = None
+    damaged: tuple[int, ...] = ()  #: positions in Asked.places, where that is the error

@@ -1,0 +1,217 @@
+"""One shard: an actor that holds the indexes that it was asked for in its memory, and computes their answers.
+
+A front end opens a call and takes what there is of its answers until they are done. Who does not take them holds up
+nobody (he_server.search.scan), and a call that nobody asks about for LEASE_S is forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from he_engine.engine import IndexFile
+from he_engine.errors import HesearchError, TamperedDataError, Unavailable
+from he_server.cluster.messages import Asked, Batch, Header
+from he_server.config import ServerConfig
+from he_server.search.answering import Piece, Searched
+from he_server.search.engines import Engines, engine_maker
+from he_server.search.scan import Scans
+from he_server.storage.indexes import Indexes
+from he_server.storage.opening import open_objects
+from he_server.storage.places import Place
+from he_server.storage.segment_file import Description, FileSource
+
+if TYPE_CHECKING:
+    from he_server.storage.objects import Objects
+
+TAKE_BYTES = 4 << 20  #: of answers in one batch, and one unit's
+TAKE_S = 0.02  #: how long a batch that has something waits for more
+LOADING_S = 0.25  #: how long a call waits for segments before it says so
+LEASE_S = 60.0
+IDLE_S = 900.0  #: an actor that no front end asks for so long ends
+CALLS = 256  #: methods at the same time
+_LOADS = 4  #: segments that are read at the same time
+_SWEEP_S = 5.0
+
+
+@dataclass(slots=True)
+class _Call:
+    pieces: Iterator[Piece]
+    positions: dict[tuple[bytes, bytes], int]  #: of segments, in Asked.places
+    loading: list[Future[None]]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    touched_s: float = field(default_factory=time.monotonic)
+    left: bool = False
+
+
+class Shard:
+    """See the module. Thread-safe. Every method but `ping` and `leave` returns within about TAKE_S of having something,
+    or after LOADING_S; errors are in the Batch, since others would be wrapped."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._objects = open_objects(config.segments)
+        self._engines = Engines(engine_maker(config))
+        self._indexes = Indexes(config.index_memory_bytes, self._engines.forget)
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
+        self._loaders = ThreadPoolExecutor(_LOADS, thread_name_prefix="load")
+        self._scans = Scans(self._pool, config.threads, self._reading)
+        self._lock = threading.Lock()
+        self._calls: dict[bytes, _Call] = {}
+        self._damaged: set[tuple[bytes, bytes]] = set()
+        self._asked_s = time.monotonic()
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+
+    # ---- what a front end asks --------------------------------------------------------------------------
+    def open(self, call_id: bytes, asked: Asked, queries: NDArray[np.uint8]) -> Batch:
+        """queries: (queries, bytes of each)."""
+        segments = [_Located(place, self._objects) for place in asked.places]
+        searched = Searched(asked.key, asked.parameters, segments)
+        positions = {place.key: number for number, place in enumerate(asked.places)}
+        call = _Call(iter(()), positions, self._loading(segments))
+        call.pieces = self._pieces(call, searched, [memoryview(query) for query in queries])
+        with self._lock:
+            self._calls[call_id] = call
+        return self.take(call_id)
+
+    def take(self, call_id: bytes) -> Batch:
+        self._asked_s = time.monotonic()
+        with self._lock:
+            call = self._calls.get(call_id)
+        if call is None:
+            return Batch(unknown=True)
+        with call.lock:
+            try:
+                batch = self._batch(call)
+            except HesearchError as error:
+                damaged = [call.positions[key] for key in self._damaged & call.positions.keys()]
+                is_damage = isinstance(error, TamperedDataError)
+                batch = Batch(done=True, error=error.with_traceback(None), damaged=tuple(damaged) if is_damage else ())
+            call.touched_s = time.monotonic()
+        if batch.done:
+            self._drop(call_id)
+        return batch
+
+    @ray.method(concurrency_group="control")
+    def leave(self, call_id: bytes) -> None:
+        """Nobody takes answers of this call any more."""
+        self._drop(call_id)
+
+    def _drop(self, call_id: bytes) -> None:
+        with self._lock:
+            call = self._calls.pop(call_id, None)
+        if call is not None:
+            call.left = True
+            with call.lock:
+                call.pieces.close()  # type: ignore[attr-defined]
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> dict[str, int | str]:
+        """That somebody wants this actor, and how it is: `node`, `pid`, `held_bytes` of indexes in memory."""
+        self._asked_s = time.monotonic()
+        node = ray.get_runtime_context().get_node_id()
+        return {"node": node, "pid": os.getpid(), "held_bytes": self._indexes.held_bytes}
+
+    def load(self, places: Sequence[Place]) -> None:
+        """Reads these while there is room. Raises nothing: who searches them meets the error."""
+        self._asked_s = time.monotonic()
+        for place in places:
+            with contextlib.suppress(HesearchError):
+                if self._indexes.has_room(place.index_bytes):
+                    self._load(_Located(place, self._objects))
+
+    # ---- one call ---------------------------------------------------------------------------------------
+    def _batch(self, call: _Call) -> Batch:
+        loaded, waiting = wait(call.loading, LOADING_S, FIRST_EXCEPTION)
+        for one in loaded:
+            one.result()
+        if waiting:
+            return Batch(loading=True)
+        headers: list[Header] = []
+        answers: list[bytes] = []
+        size, until_s = 0, time.monotonic() + TAKE_S
+        for piece in call.pieces:
+            unit = piece.unit
+            headers.append((call.positions[unit.segment.key], piece.query, unit.first_block, unit.blocks))
+            answers.append(piece.answers)
+            size += len(piece.answers)
+            if size >= TAKE_BYTES or time.monotonic() > until_s:
+                return Batch(tuple(headers), np.frombuffer(b"".join(answers), np.uint8))
+        return Batch(tuple(headers), np.frombuffer(b"".join(answers), np.uint8), done=True)
+
+    def _pieces(self, call: _Call, searched: Searched, queries: Sequence[memoryview]) -> Iterator[Piece]:
+        with self._engines.using(searched.parameters) as engine, self._scans.of(engine, searched) as scan:
+            yield from scan.answer(queries, lambda: not call.left)
+
+    # ---- segments ---------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _reading(self, segment: _Located) -> Iterator[IndexFile]:
+        try:
+            with self._indexes.open(segment) as index:
+                self._damaged.discard(segment.key)
+                yield index
+        except TamperedDataError:
+            self._damaged.add(segment.key)
+            raise
+
+    def _loading(self, segments: Sequence[_Located]) -> list[Future[None]]:
+        """Those that are not in memory yet, on their way there."""
+        return [self._loaders.submit(self._load, one) for one in segments if not self._indexes.holds(one.key)]
+
+    def _load(self, segment: _Located) -> None:
+        with self._reading(segment):
+            pass
+
+    # ---- what nobody wants any more ---------------------------------------------------------------------
+    def _sweep(self) -> None:
+        while True:
+            time.sleep(_SWEEP_S)
+            now_s = time.monotonic()
+            with self._lock:
+                old = [
+                    i for i, call in self._calls.items() if not call.lock.locked() and call.touched_s < now_s - LEASE_S
+                ]
+            for call_id in old:
+                self._drop(call_id)
+            if self._asked_s < now_s - IDLE_S and not self._calls:
+                ray.kill(ray.get_runtime_context().current_actor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Located:
+    """A segment as Indexes and Scans want it."""
+
+    place: Place
+    objects: Objects | None
+
+    @property
+    def key(self) -> tuple[bytes, bytes]:
+        return self.place.key
+
+    @property
+    def blocks(self) -> int:
+        return self.place.blocks
+
+    @property
+    def index_bytes(self) -> int:
+        return self.place.index_bytes
+
+    @property
+    def in_place(self) -> bool:
+        return False  # an actor's indexes are in its memory
+
+    @property
+    def index(self) -> IndexFile:
+        raise Unavailable("shard: an index is in memory alone")
+
+    def opened(self) -> contextlib.AbstractContextManager[tuple[Description, FileSource]]:
+        return self.place.opened(self.objects)
