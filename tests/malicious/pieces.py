@@ -207,7 +207,7 @@ def error_later(call: Call) -> Iterator[Any]:
     raise refusal(call)
 
 
-@lie("a wrong answer, then an error", "search", "Answer", WRONG, harmless=True)
+@lie("a wrong answer, then an error", "search", "Answer", WRONG, Conflict, Unavailable, harmless=True)
 def error_after_lie(call: Call) -> Iterator[Any]:
     """Asked again, and refused all the same where it was noticed; gRPC may hand over the error before the answer."""
     pieces = blocks(call)

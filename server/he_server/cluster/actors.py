@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import secrets
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -27,10 +29,11 @@ except ImportError as error:
 from he_server.cluster.shard import CALLS, Shard
 
 _PING_S = 30.0
+_REACHED_S = 10.0
 _CONTROLS = 8  #: short methods at the same time, beside the others
 
 
-_SHARD: Any = ray.remote(concurrency_groups={"control": _CONTROLS})(Shard)
+_SHARD: Any = ray.remote(concurrency_groups={"control": _CONTROLS})(Shard)  # type: ignore[call-overload]
 _connections = 0
 _connecting = threading.Lock()
 
@@ -41,9 +44,13 @@ def _connect(address: str) -> None:
     with _connecting:
         if not _connections:
             try:
+                if address != "auto":  # Ray itself would try for minutes
+                    host, _, port = address.rpartition(":")
+                    socket.create_connection((host, int(port)), _REACHED_S).close()
+                logging.getLogger("ray").setLevel(logging.ERROR)
                 with ThreadPoolExecutor(1) as aside:  # in the main thread it would take SIGTERM for itself
                     aside.submit(ray.init, address, log_to_driver=False, configure_logging=False).result()
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise Unavailable(f"cluster: {type(error).__name__}: no Ray found at {address!r}") from error
         _connections += 1
 

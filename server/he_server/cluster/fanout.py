@@ -180,7 +180,8 @@ class FanOut:
                 self._lost(part, source, str(batch.error))
                 return None
             raise batch.error
-        part.failing_since_s = None
+        if not batch.loading:
+            part.failing_since_s = None
         return batch
 
     def _new(self, part: _Part, batch: Batch) -> Iterator[Piece]:

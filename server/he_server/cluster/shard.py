@@ -116,10 +116,10 @@ class Shard:
 
     @ray.method(concurrency_group="control")
     def ping(self) -> dict[str, int | str]:
-        """That somebody wants this actor, and how it is: `node`, `pid`, `held_bytes` of indexes in memory."""
+        """That it is wanted. `node`, `pid`, `held_bytes` of indexes in memory, and open `calls`."""
         self._asked_s = time.monotonic()
         node = ray.get_runtime_context().get_node_id()
-        return {"node": node, "pid": os.getpid(), "held_bytes": self._indexes.held_bytes}
+        return {"node": node, "pid": os.getpid(), "held_bytes": self._indexes.held_bytes, "calls": len(self._calls)}
 
     def load(self, places: Sequence[Place]) -> None:
         """Reads these while there is room. Raises nothing: who searches them meets the error."""

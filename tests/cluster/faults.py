@@ -1,0 +1,156 @@
+"""Actors and nodes that are lost while they are asked: another replica answers, or the call waits, or it fails and says
+what is missing. Never is an answer left out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from he_client import CollectionKey
+from he_engine.errors import Unavailable
+from he_server.service import Service
+from tests.cluster.answers import Residues, filled, residues
+from tests.cluster_fixture import Nodes, actors, kill, serving
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    with Nodes(2) as started:
+        yield started
+
+
+def prepared(folder: Path) -> Residues:
+    """A folder with a collection, and what one process answers."""
+    with serving(folder, None) as (address, service):
+        filled(address, CollectionKey.generate(), "compact")
+        return residues(service)
+
+
+class Searches:
+    """Searches one after the other, in a thread, until `stop`."""
+
+    def __init__(self, service: Service, expected: Residues) -> None:
+        self._service, self._expected = service, expected
+        self._stop = threading.Event()
+        self.right = 0
+        self.problems: list[str] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if residues(self._service) == self._expected:
+                    self.right += 1
+                else:
+                    self.problems.append("other bits")
+            except Exception as error:
+                self.problems.append(f"{type(error).__name__}: {error}")
+
+    def more(self, count: int) -> None:
+        """Waits until so many more were right. Raises TimeoutError after a minute."""
+        wanted, until_s = self.right + count, time.monotonic() + 60
+        while self.right < wanted and not self.problems:
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"got {self.right - wanted + count} answers in a minute, expected {count}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_a_lost_actor_is_waited_for(tmp_path: Path, nodes: Nodes) -> None:
+    """With one replica, it is started again and reads its segments anew; who searches meanwhile waits."""
+    expected = prepared(tmp_path)
+    with serving(tmp_path, nodes, cluster_shards=2) as (_, service):
+        searches = Searches(service, expected)
+        try:
+            searches.more(3)
+            pids = [kill(service, shard) for shard in (0, 1)]
+            searches.more(3)
+            again = [ray.get(actors(service).actor(shard, 0).ping.remote())["pid"] for shard in (0, 1)]
+        finally:
+            searches.stop()
+        assert searches.problems == []
+        assert set(pids).isdisjoint(again)
+
+
+def test_a_node_is_lost_and_another_replica_answers(tmp_path: Path, nodes: Nodes) -> None:
+    """Its actors come back on the node that is left."""
+    expected = prepared(tmp_path)
+    with serving(tmp_path, nodes, cluster_shards=2, cluster_replicas=2) as (_, service):
+        every = [actors(service).actor(shard, replica) for shard in (0, 1) for replica in (0, 1)]
+        before = {state["node"] for state in ray.get([actor.ping.remote() for actor in every])}
+        assert len(before) == 2
+        searches = Searches(service, expected)
+        try:
+            searches.more(5)
+            nodes.lose(nodes.nodes[0])
+            searches.more(20)
+            after = set()
+            for actor in every:
+                after.add(_state(actor)["node"])
+        finally:
+            searches.stop()
+        assert searches.problems == []
+        assert len(after) == 1
+
+
+def _state(actor: ray.actor.ActorHandle) -> dict[str, str]:
+    """When it replies again."""
+    for _ in range(300):
+        try:
+            state: dict[str, str] = ray.get(actor.ping.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            time.sleep(0.1)
+        else:
+            return state
+    raise TimeoutError("an actor was not started again")
+
+
+def test_a_silent_actor_is_not_waited_for(tmp_path: Path, nodes: Nodes) -> None:
+    """One of two replicas stands still: every search asks the other, long before it is given up."""
+    expected = prepared(tmp_path)
+    with serving(tmp_path, nodes, cluster_shards=1, cluster_replicas=2, cluster_wait_s=600.0) as (_, service):
+        for _ in range(3):
+            assert residues(service) == expected
+        pid = ray.get(actors(service).actor(0, 1).ping.remote())["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for _ in range(6):  # whichever is asked first
+                assert residues(service) == expected
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_what_is_missing_is_said(tmp_path: Path, nodes: Nodes) -> None:
+    expected = prepared(tmp_path)
+    missing = r"shard [01] of 2, which has [1-4] of 5 segments, did not answer for 2 s"
+    with serving(tmp_path, nodes, cluster_shards=2, cluster_wait_s=2.0) as (_, service):
+        _answers_in_time(service, expected)
+        for node in list(nodes.nodes):
+            nodes.lose(node)
+        with pytest.raises(Unavailable, match=missing):
+            residues(service)
+        nodes.nodes.append(nodes.add())
+        _answers_in_time(service, expected)
+
+
+def _answers_in_time(service: Service, expected: Residues) -> None:
+    """Raises the last error after a minute."""
+    until_s = time.monotonic() + 60
+    while True:
+        try:
+            assert residues(service) == expected
+            return
+        except Unavailable:
+            if time.monotonic() > until_s:
+                raise

@@ -1,0 +1,34 @@
+"""Ray, in a network of its own: tests/cluster, and the tests of the SDK with servers that have it answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import loopback
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[dev]'")
+
+LIMIT_S = 900
+
+
+def run_inside(*arguments: str) -> None:
+    if not loopback.possible():
+        pytest.skip("this machine lets nobody make a network namespace")
+    command = loopback.inside([sys.executable, *arguments])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("file", ["answers", "faults"])
+def test_answers_from_ray(file: str) -> None:
+    run_inside("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/cluster/{file}.py")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_sdk_on_ray(nodes: int) -> None:
+    """The tests that every server has to pass, with answers from as many nodes."""
+    run_inside("-m", "tests.cluster.conformance", str(nodes))
