@@ -6,8 +6,8 @@ Two data folders with the same segments of 64 MiB of random residues (compact, d
 process, without gRPC: one computes itself, the other lets Ray do it, on this machine. Answers are compared bit for bit
 first; then both take turns. `one actor` has all threads; `an actor a thread` cuts the index into as many shards.
 
-JSON keys (stable): `machine`, `arguments`, `index_bytes`; `one actor`, `an actor a thread`: each with `local_s`, `ray_s`
-(`median`, `min`, `max`), `ratio` (of the medians; Ray / local: lower is better) and `ratios`: of each round,
+JSON keys (stable): `machine`, `arguments`, `index_bytes`; `one actor`, `an actor a thread`: each with `local_s`,
+`ray_s` (`median`, `min`, `max`), `ratio` (of the medians; Ray / local: lower is better) and `ratios`: of each round,
 `p10`, `p50`, `p90`.
 """
 

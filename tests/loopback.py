@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+_INSIDE = "--inside"
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
 
 
@@ -23,7 +24,7 @@ def inside(command: Sequence[str]) -> list[str]:
     """The command that runs another one there."""
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     unshare = ["unshare", *user, "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return [*unshare, sys.executable, "-m", "tests.loopback", *command]
+    return [*unshare, sys.executable, "-m", "tests.loopback", _INSIDE, *command]
 
 
 def possible() -> bool:
@@ -35,6 +36,10 @@ def possible() -> bool:
 
 
 def main(command: Sequence[str]) -> None:
+    if command[0] != _INSIDE:
+        command = inside(command)
+        os.execvp(command[0], command)
+    command = command[1:]
     with socket.socket() as control:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
     os.execvp(command[0], command)
