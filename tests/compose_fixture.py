@@ -47,7 +47,7 @@ def compose() -> list[str] | None:
 
 def documented() -> list[str]:
     """The lines of the one block of shell commands in the document's section about Compose."""
-    (section,) = re.findall(r"^## 3\. .*?(?=^## |\Z)", DOCS, re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(r"^## 4\. .*?(?=^## |\Z)", DOCS, re.MULTILINE | re.DOTALL)
     (block,) = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     return str(block).replace("\\\n", " ").splitlines()
 

@@ -282,7 +282,7 @@ def test_services_and_budgets_select_the_pods_that_they_name() -> None:
 
 def test_the_documented_commands_make_every_secret() -> None:
     text = (ROOT / "docs" / "cluster.md").read_text()
-    (section,) = re.findall(r"^## 4\. .*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(r"^## 5\. .*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     (block,) = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     subprocess.run(["bash", "-n", "-c", block], check=True, timeout=60)
     for line in block.splitlines():
