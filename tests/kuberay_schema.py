@@ -1,7 +1,7 @@
 """What a RayCluster of KubeRay 1.6.2 may contain, as JSON schema; pods in it are Kubernetes' own kind.
 
 Written down from the fields and types of its API reference (ray.io/v1), since no package has the definition itself: see
-docs/cluster.md, section 4. A field that is not here is refused, so that a misspelt one is noticed.
+docs/cluster.md, section 5. A field that is not here is refused, so that a misspelt one is noticed.
 """
 
 from __future__ import annotations

@@ -65,12 +65,14 @@ def test_every_command_of_ours_parses() -> None:
 
 
 def test_other_commands_are_those_of_the_machine() -> None:
-    known = {"journalctl", "curl", "systemctl", "du", "mv", "install", "psql", "pg_dump", "pg_restore"}
+    known = {"journalctl", "curl", "systemctl", "du", "mv", "install", "psql", "pg_dump", "pg_restore", "kubectl"}
     assert {line[0] for line in _lines()} - {"hesearch", "/opt/hesearch/bin/pip"} == known
     units = {line[-1] for line in _lines() if line[0] == "systemctl"}
     assert units == {"hesearch"} and (ROOT / "deploy" / "hesearch.service").exists()
     for block in _blocks():
         subprocess.run(["bash", "-n", "-c", block], check=True, timeout=60)
+    (restarted,) = [line for line in _lines() if line[0] == "kubectl" and "restart" in line]
+    assert f"name: {restarted[-1]}\n" in (ROOT / "deploy" / "kuberay" / "front-ends.yaml").read_text()
     extras = [line[-1] for line in _lines() if line[0].endswith("/pip")]
     assert extras == [".[cluster,otel]"]
 
@@ -99,7 +101,7 @@ def test_what_logs_say_is_what_they_say() -> None:
     messages = [
         span.strip("… ")
         for span in _spans()
-        if " " in span and not re.match(r"(hesearch|python|journalctl|up) |.*× ", span)
+        if " " in span and not re.match(r"(hesearch|python|journalctl|up|ray|kubectl) |.*× ", span)
     ]
     assert len(messages) > 10
     reloaded = re.compile(r"^certificates: (reloaded|not reloaded, the old ones stay)$")
@@ -115,7 +117,14 @@ def test_what_logs_say_is_what_they_say() -> None:
 def test_settings_exist() -> None:
     settings = set(ServerConfig.__dataclass_fields__)
     named = {"cache_bytes", "orphan_age_s", "connection_age_s", "tls_client_ca", "previous_kek", "data_key_days"}
-    named |= {"grace_s", "max_inflight_bytes", "index_memory_bytes", "max_transfers", "max_segment_bytes"}
+    named |= {
+        "cluster_wait_s",
+        "grace_s",
+        "max_inflight_bytes",
+        "index_memory_bytes",
+        "max_transfers",
+        "max_segment_bytes",
+    }
     assert named <= set(_spans()) and named <= settings
     config = ServerConfig(data=Path("data"))
     assert config.max_transfers * config.max_segment_bytes == 16 << 30
