@@ -103,12 +103,13 @@ $(BENCH)/%.json: | .venv/dev.stamp $(BENCH)
 # the end make fails. The committed ones, and docs/reliability.md, anew:
 #     rm -f docs/figures/torture/*.json && make torture TORTURED=docs/figures/torture
 RELIABILITY := $(if $(filter docs/figures/torture,$(TORTURED:/=)),docs/reliability.md,$(TORTURED)/reliability.md)
-TORTURES := kill_server kill_client lose_server crash_postgres soak overload restarts faults_power faults_errors \
+TORTURES := kill_server kill_client lose_server crash_postgres kill_actors soak overload restarts faults_power faults_errors \
 	faults_kill fuzz seal bitflips malicious
 full_kill_server := --runs 1000
 full_kill_client := --runs 500
 full_crash_postgres := --runs 50
 full_lose_server := --runs 50
+full_kill_actors := --runs 100
 full_soak := --seconds 1800
 full_overload := --seconds 120
 full_restarts := --runs 50
@@ -121,6 +122,7 @@ short_kill_server := --runs 60
 short_kill_client := --runs 60
 short_crash_postgres := --runs 10
 short_lose_server := --runs 10
+short_kill_actors := --runs 10
 short_soak := --seconds 180
 short_overload := --seconds 30
 short_restarts := --runs 10
@@ -150,6 +152,8 @@ $(TORTURED)/malicious.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.malicious.run $($(TORTURE)_malicious) --json $@ >/dev/null || test -s $@
 $(TORTURED)/bitflips.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.fuzz.bitflips $($(TORTURE)_bitflips) --json $@ || test -s $@
+$(TORTURED)/kill_actors.json: | .venv/dev.stamp $(TORTURED)
+	$(BIN)/python -m tests.loopback $(BIN)/python -m tests.torture.kill_actors $($(TORTURE)_kill_actors) --json $@ >/dev/null || test -s $@
 $(TORTURED)/%.json: | .venv/dev.stamp $(TORTURED)
 	$(BIN)/python -m tests.torture.$* $($(TORTURE)_$*) --json $@ >/dev/null || test -s $@
 

@@ -85,6 +85,14 @@ def _losses(figures: Figures) -> str:
     return f"{_kills(figures)}; {figures['counts']['disks lost']} disks lost"
 
 
+def _actors(figures: Figures) -> str:
+    counts, again = figures["counts"], figures["full_service_s"]
+    return (
+        f"{_kills(figures)}; {counts['actors killed']} actors killed, {counts['nodes lost']} nodes lost; full service "
+        f"after {again['p50']:.1f} s (median; {again['max']:.1f} at most)"
+    )
+
+
 def _restarts(figures: Figures) -> str:
     return (
         f"{figures['runs']} restarts, down for {figures['down_s']['median']:.2f} s (median), "
@@ -165,6 +173,17 @@ TESTS = (
         "The server of the first test goes on, and the PostgreSQL of its catalogue is ended as by a crash while "
         "clients write, and started again. It waits 50 ms within each commit, so that many crashes come while one is "
         "under way. All rows are compared as above.",
+    ),
+    Test(
+        "`kill -9` of a cluster's actors, loss of its nodes",
+        "kill_actors",
+        "100 rounds: 0 wrong answers, 0 acknowledged rows lost; time to full service reported",
+        _actors,
+        lambda figures: _clean(figures) and figures["runs"] >= 100,
+        "The server of the first test stays, and its answers come from Ray (docs/cluster.md): two shards on two nodes, "
+        "which are processes of one machine; half of the runs with one replica, half with two. While clients write, an "
+        "actor is killed, or a node with all its actors, and another node comes. All rows and scores are compared as "
+        "above.",
     ),
     Test(
         "soak: 16 clients",
@@ -335,9 +354,9 @@ def render(folder: Path) -> str:
         "",
         "What is done to the server and its clients, and what came of it. Written by `make torture` from the figures "
         "of that run (hours); `make torture TORTURE=short` takes some minutes. Part of `make test` are 60 kills of the "
-        "server, 60 of a client, 8 losses of a disk, 8 crashes of PostgreSQL, 3 minutes of soak, 4 restarts and 4 "
-        "seconds of load. Operations, moments and faults follow from the seed in each command; the machine's "
-        "scheduling does not, so a failure that depends on it may take several tries to come back.",
+        "server, 60 of a client, 8 losses of a disk, 8 crashes of PostgreSQL, 3 kills in a cluster, 3 minutes of soak, "
+        "4 restarts and 4 seconds of load. Operations, moments and faults follow from the seed in each command; the "
+        "machine's scheduling does not, so a failure that depends on it may take several tries to come back.",
         "",
         *(f"{machine}." for machine in machines(run)),
         *table(["", "asked", "measured", "met"], rows),
