@@ -25,6 +25,7 @@ from he_server.service import Service
 
 CPUS = 8  #: that a node says it has: actors are placed by them, and need not have them
 _STORE_BYTES = 200 << 20
+_TRIES = 3
 _NODE: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": _STORE_BYTES, "node_ip_address": "127.0.0.1"}
 
 
@@ -36,13 +37,17 @@ class Nodes:
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._folder = tempfile.TemporaryDirectory(prefix="hesearch-ray-")
         head = _NODE | {"num_cpus": 0, "include_dashboard": False, "temp_dir": self._folder.name}
-        # a lost node is noticed within 3 seconds, not 30
-        system = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 2}
+        # a lost node is noticed within some seconds, not 30; a slow one is not taken for lost
+        system = {"health_check_period_ms": 1000, "health_check_timeout_ms": 20000, "health_check_failure_threshold": 3}
         self._cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": system})
         self.address: str = self._cluster.address
         self.nodes = [self.add() for _ in range(count)]
 
     def add(self) -> Any:
+        """One more node. Ray gives up one that is slow to start, as on a busy machine: then another is tried."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(Exception):  # it raises no class of its own
+                return self._cluster.add_node(**_NODE)
         return self._cluster.add_node(**_NODE)
 
     def lose(self, node: Any) -> None:
@@ -54,6 +59,8 @@ class Nodes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if ray.is_initialized():
+            ray.shutdown()
         self._cluster.shutdown()
         self._folder.cleanup()
 

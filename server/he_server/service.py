@@ -233,7 +233,8 @@ class Service:
                 self.access.count_bytes(caller, expected_bytes + answer_bytes)
                 self.access.count_queries(caller, record.collection_id, len(queries))
                 active = lambda: caller.is_active() and not self._closing  # noqa: E731
-                for piece in self.answerer.answer(engine, searched, queries, active, computed, pace):
+                pieces = self.answerer.answer(engine, searched, queries, active, computed, pace, caller.remaining_s)
+                for piece in pieces:
                     yield pb.AnswerResponse(
                         context=header.context,
                         segment_id=piece.unit.segment.key[1],

@@ -50,7 +50,9 @@ def _ids(number: int) -> list[str]:
     return [f"{number}/{row}" for row in range(ROWS // SEGMENTS)]
 
 
-def opened(service: Service, queries: int = 3, version: int = 0) -> Iterator[pb.AnswerResponse]:
+def opened(
+    service: Service, queries: int = 3, version: int = 0, caller: Caller | None = None
+) -> Iterator[pb.AnswerResponse]:
     """An Answer call with canonical residues from a seed for queries."""
     (record,) = service.store.collections()
     parameters = wire.parameters_from_wire(pb.Parameters.FromString(record.parameters))
@@ -65,7 +67,7 @@ def opened(service: Service, queries: int = 3, version: int = 0) -> Iterator[pb.
         version=version or record.version,
         queries=queries,
     )
-    return service.answer(iter(answer_requests(header, asked)), Caller())
+    return service.answer(iter(answer_requests(header, asked)), caller or Caller())
 
 
 def residues(service: Service, queries: int = 3, version: int = 0) -> Residues:

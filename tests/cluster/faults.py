@@ -15,8 +15,9 @@ import ray
 
 from he_client import CollectionKey
 from he_engine.errors import Unavailable
+from he_server.access.access import Caller
 from he_server.service import Service
-from tests.cluster.answers import Residues, filled, residues
+from tests.cluster.answers import Residues, filled, opened, residues
 from tests.cluster_fixture import Nodes, actors, kill, serving
 
 
@@ -133,13 +134,17 @@ def test_a_silent_actor_is_not_waited_for(tmp_path: Path, nodes: Nodes) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path, nodes: Nodes) -> None:
     expected = prepared(tmp_path)
-    missing = r"shard [01] of 2, which has [1-4] of 5 segments, did not answer for 2 s"
+    missing = r"shard [01] of 2, which has [1-4] of 5 segments, did not answer for [2-9] s"
     with serving(tmp_path, nodes, cluster_shards=2, cluster_wait_s=2.0) as (_, service):
         _answers_in_time(service, expected)
         for node in list(nodes.nodes):
             nodes.lose(node)
         with pytest.raises(Unavailable, match=missing):
             residues(service)
+        began_s = time.monotonic()
+        hurried = Caller(remaining_s=lambda: began_s + 1.5 - time.monotonic())
+        with pytest.raises(Unavailable, match=missing.replace("[2-9]", "[01]")):  # before its deadline
+            list(opened(service, caller=hurried))
         nodes.nodes.append(nodes.add())
         _answers_in_time(service, expected)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,6 +30,10 @@ def _always() -> bool:
     return True
 
 
+def _for_ever() -> float:
+    return math.inf
+
+
 @dataclass(slots=True, eq=False)
 class Caller:
     """Who makes one call. The default: this process itself, which never cancels."""
@@ -36,6 +41,7 @@ class Caller:
     principal: Principal = LOOPBACK
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     is_active: Callable[[], bool] = _always  #: False once the caller has gone or the deadline has passed
+    remaining_s: Callable[[], float] = _for_ever  #: until the deadline
     unwritten: list[Future[int]] = field(default_factory=list)  #: lines of the audit log that are on their way
 
     def settle(self) -> None:

@@ -30,6 +30,7 @@ from he_server.cluster.shard import CALLS, Shard
 
 _PING_S = 30.0
 _REACHED_S = 10.0
+_REPLY_S = 5.0
 _CONTROLS = 8  #: short methods at the same time, beside the others
 
 
@@ -77,6 +78,7 @@ class Actors:
         self.wait_s = config.cluster_wait_s
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], Any] = {}
+        self.replies: list[dict[str, int | str]] = []  #: see Shard.ping; of the actors that replied lately
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keep-shards", daemon=True)
         self._keeper.start()
@@ -111,10 +113,19 @@ class Actors:
     def _keep(self) -> None:
         """Actors that nobody asks end by themselves."""
         while not self._stop.wait(_PING_S):
-            for shard in range(self.shards):
-                for replica in range(self.replicas):
-                    with contextlib.suppress(Exception):
-                        self.actor(shard, replica).ping.remote()
+            with contextlib.suppress(Exception):
+                self.replies = self._replies()
+
+    def _replies(self) -> list[dict[str, int | str]]:
+        """See Shard.ping; of those actors that reply in time."""
+        every = ((shard, replica) for shard in range(self.shards) for replica in range(self.replicas))
+        asked = [self.actor(shard, replica).ping.remote() for shard, replica in every]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_REPLY_S)
+        found = []
+        for one in ready:
+            with contextlib.suppress(Exception):
+                found.append(ray.get(one))
+        return found
 
     def close(self) -> None:
         self._stop.set()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import ray
@@ -45,6 +46,7 @@ class RayAnswerer:
         active: Callable[[], bool],
         computed: Callable[[], object] = bool,
         pace: Pace | None = None,
+        remaining_s: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Piece]:
         """See Answerer."""
         parts = self._parts(searched)
@@ -53,8 +55,8 @@ class RayAnswerer:
             return
         sent = ray.put(np.frombuffer(b"".join(queries), np.uint8).reshape(len(queries), -1))
         block_bytes = engine.answer_bytes_per_block
-        call = FanOut(self._actors, self._waits, parts, block_bytes, sent, len(queries), self._store.place_damaged)
-        yield from call.pieces(active, computed, pace or Pace())
+        call = FanOut(self._actors, self._waits, parts, block_bytes, sent, len(queries), self._store)
+        yield from call.pieces(active, computed, pace or Pace(), remaining_s)
 
     def _parts(self, searched: Searched) -> list[tuple[int, Asked]]:
         """Shards, and what each has of these."""
@@ -92,6 +94,15 @@ class RayAnswerer:
             for replica in range(self._actors.replicas):
                 self._actors.actor(shard, replica).load.remote(asked.places)
         return sum(segment.index_bytes for segment in searched.segments)
+
+    def gauges(self) -> Mapping[str, float]:
+        """See Answerer."""
+        replies = self._actors.replies
+        return {
+            "cluster_actors": self._actors.shards * self._actors.replicas,
+            "cluster_actors_replying": len(replies),
+            "cluster_index_bytes": sum(int(one["held_bytes"]) for one in replies),
+        }
 
     def call_bytes(self, answer_bytes: int) -> int:
         """See Answerer: from each replica, a batch that is being passed on and one that has come."""

@@ -24,9 +24,10 @@ from he_server.cluster.coverage import Coverage
 from he_server.cluster.messages import Asked, Batch
 from he_server.cluster.waits import Waits
 from he_server.search.answering import Pace, Piece, Unit
-from he_server.storage.places import Place
+from he_server.storage.store import Store
 
 _POLL_S = 0.05  #: between looks for cancellation and for what is late
+_LAST_S = 0.3  #: before a deadline
 _AGAIN_S = 0.2  #: between attempts when every replica failed
 
 
@@ -65,15 +66,14 @@ class FanOut:
         answer_bytes_per_block: int,
         queries: Any,
         count: int,
-        damaged: Callable[[Place], None],
+        store: Store,
     ) -> None:
-        """parts: shards, and what each is asked. queries: reference to (count, bytes of each). damaged: see
-        Store.place_damaged."""
+        """parts: shards, and what each is asked. queries: reference to (count, bytes of each)."""
         self._actors = actors
         self._waits = waits
         self._block_bytes = answer_bytes_per_block
         self._queries = queries
-        self._damaged = damaged
+        self._store = store
         first = secrets.randbelow(actors.replicas)  # so that replicas share the load
         self._parts = [
             _Part(shard, asked, Coverage([place.blocks for place in asked.places], count), first)
@@ -81,13 +81,19 @@ class FanOut:
         ]
         self._open = list(self._parts)
 
-    def pieces(self, active: Callable[[], bool], computed: Callable[[], object], pace: Pace) -> Iterator[Piece]:
+    def pieces(
+        self,
+        active: Callable[[], bool],
+        computed: Callable[[], object],
+        pace: Pace,
+        remaining_s: Callable[[], float],
+    ) -> Iterator[Piece]:
         """See Answerer.answer."""
         try:
             while self._open:
                 if not active():
                     raise Unavailable("the call was cancelled")
-                self._ask()
+                self._ask(remaining_s() < _LAST_S)
                 for part, source in self._ready():
                     yield from self._given(part, source, computed, pace)
         finally:
@@ -96,18 +102,23 @@ class FanOut:
                     self._leave(source)
 
     # ---- asking -----------------------------------------------------------------------------------------
-    def _ask(self) -> None:
+    def _ask(self, last: bool) -> None:
+        """last: the deadline is near, and who fails now can still say why."""
         now_s = time.monotonic()
         for part in self._open:
             for source in list(part.sources):
                 if now_s - source.since_s > self._actors.wait_s:
                     self._lost(part, source, "it does not reply")
+            failing_s = 0.0 if part.failing_since_s is None else now_s - part.failing_since_s
+            if last and failing_s:
+                raise Unavailable(self._missing(part))
             if not part.sources:
-                if part.failing_since_s is not None and now_s - part.failing_since_s > self._actors.wait_s:
+                if failing_s > self._actors.wait_s:
                     raise Unavailable(self._missing(part))
                 if now_s >= part.again_s:
                     self._start(part)
             elif len(part.sources) == 1 and self._actors.replicas > 1 and self._late(part.sources[0], now_s):
+                self._store.tally.add("cluster_hedges")
                 self._start(part)
 
     def _late(self, source: _Source, now_s: float) -> bool:
@@ -175,7 +186,7 @@ class FanOut:
             return None
         if batch.error is not None:
             for number in batch.damaged:
-                self._damaged(part.asked.places[number])
+                self._store.place_damaged(part.asked.places[number])
             if isinstance(batch.error, Unavailable):
                 self._lost(part, source, str(batch.error))
                 return None
@@ -203,16 +214,18 @@ class FanOut:
     def _failed(self, part: _Part, reason: str) -> None:
         now_s = time.monotonic()
         part.reason = reason
+        self._store.tally.add("cluster_losses")
         if part.failing_since_s is None:
             part.failing_since_s = now_s
         else:
             part.again_s = now_s + _AGAIN_S
 
     def _missing(self, part: _Part) -> str:
+        failing_s = time.monotonic() - (part.failing_since_s or 0.0)
         segments = sum(len(other.asked.places) for other in self._parts)
         return (
             f"cluster: shard {part.shard} of {self._actors.shards}, which has {len(part.asked.places)} of {segments} "
-            f"segments, did not answer for {self._actors.wait_s:g} s ({part.reason}); no answer was left out"
+            f"segments, did not answer for {failing_s:.0f} s ({part.reason}); no answer was left out"
         )
 
     @staticmethod

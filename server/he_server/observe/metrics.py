@@ -33,6 +33,13 @@ _CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 _WORK_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
 
+_CLUSTER = {
+    "cluster_actors": "Actors that are to hold shards; without a cluster, 0.",
+    "cluster_actors_replying": "Those that replied when they were last asked, half a minute ago or less.",
+    "cluster_index_bytes": "Indexes in their memory.",
+}
+
+
 class Metrics:
     """All metrics of one server, in a registry of their own. An observer of calls."""
 
@@ -145,6 +152,9 @@ class _StoreCollector(Collector):
         yield gauge("decrypted_index_bytes", "Indexes of a sealed folder held in memory.", store.indexes.held_bytes)
         yield gauge("cached_bytes", "Copies of segments that are on object storage.", store.cached_bytes)
         yield gauge("cached_bytes_limit", "cache_bytes.", config.cache_bytes if config.segments else 0)
+        cluster = self._service.answerer.gauges()
+        for name, doc in _CLUSTER.items():
+            yield gauge(name, doc, cluster.get(name, 0))
         for name, value in store.tally.values().items():
             yield CounterMetricFamily(f"hesearch_{name}", COUNTS[name], value)
         with contextlib.suppress(HesearchError):

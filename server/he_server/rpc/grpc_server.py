@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -216,7 +217,8 @@ class Adapter:
         principal = self._access.authentication.principal(context)
         self._access.count_call(principal)
         observed = current.get()
-        caller = Caller(principal, observed.request_id if observed else uuid.uuid4().hex, context.is_active)
+        request_id = observed.request_id if observed else uuid.uuid4().hex
+        caller = Caller(principal, request_id, context.is_active, lambda: _remaining_s(context))
         with contextlib.ExitStack() as held:
             held.enter_context(self._admission.place(method.name).taken())
             held.enter_context(self._watch.calling(context.cancel))
@@ -229,6 +231,11 @@ class Adapter:
             if (request := next(received, None)) is None:
                 raise InvalidInput("request: got none, expected a message")
             yield request, caller
+
+
+def _remaining_s(context: grpc.ServicerContext) -> float:
+    left = context.time_remaining()
+    return math.inf if left is None else float(left)
 
 
 def _noticed(name: str, error: Exception, context: grpc.ServicerContext) -> WireError:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -109,9 +109,11 @@ class Answerer(Protocol):
         active: Callable[[], bool],
         computed: Callable[[], object] = bool,
         pace: Pace | None = None,
+        remaining_s: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Piece]:
         """Each query's answers over every block, each once, as they are ready and in no promised order; `computed` is
-        called when none is left to compute, though some may be left to take. `pace` is kept up to date.
+        called when none is left to compute, though some may be left to take. `pace` is kept up to date. remaining_s:
+        until the caller's deadline, before which it may be told what is missing.
 
         Raises Unavailable soon after `active()` has become false, and what computing raised: never are answers missing
         without an error. When it ends, in whatever way, nothing reads the segments for it any more.
@@ -126,6 +128,9 @@ class Answerer(Protocol):
     def warm(self, engine: ServerEngine, searched: Searched, room_bytes: float, stop: threading.Event) -> int:
         """Brings indexes into memory, or lets that begin, while they fit in there and until `stop`: so many bytes.
         Damaged ones are passed over."""
+
+    def gauges(self) -> Mapping[str, float]:
+        """For metrics (he_server.observe.metrics), by name; empty where there is no cluster."""
 
     def call_bytes(self, answer_bytes: int) -> int:
         """The most that is held at a time, in this process, of a call's answers that are so many bytes in all."""

@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -290,8 +291,10 @@ class LocalAnswerer:
         active: Callable[[], bool],
         computed: Callable[[], object] = bool,
         pace: Pace | None = None,
+        remaining_s: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Piece]:
         """See Answerer."""
+        del remaining_s
         with self._scans.of(engine, searched) as scan:
             yield from scan.answer(queries, active, computed, pace)
 
@@ -311,6 +314,10 @@ class LocalAnswerer:
                         engine.warm(index)
                     warmed += segment.index_bytes
         return warmed
+
+    def gauges(self) -> Mapping[str, float]:
+        """See Answerer."""
+        return {}
 
     def call_bytes(self, answer_bytes: int) -> int:
         """See Answerer, and the module's docstring."""

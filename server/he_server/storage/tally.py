@@ -1,4 +1,4 @@
-"""What a server did with storage elsewhere, counted since it started: for its metrics, and nothing depends on it.
+"""What a server did with what is elsewhere, counted since it started: for its metrics, and nothing depends on it.
 
 The names are fixed here. None is of a collection, a segment or a key, so whoever reads the numbers learns how much, and
 not of what.
@@ -21,6 +21,8 @@ COUNTS = MappingProxyType(
         "catalogue_looks": "Questions to the shared catalogue whether others changed it.",
         "catalogue_refreshes": "Answers that they did: what changed was read.",
         "catalogue_reloads": "Refreshes that read all of it, since what changed was not known.",
+        "cluster_hedges": "Parts of searches that a further actor was asked for, since one was late.",
+        "cluster_losses": "Actors given up in a search: lost, started again, silent or without their segments.",
         "catalogue_failed_looks": "Questions to which the shared catalogue gave no answer.",
     }
 )
