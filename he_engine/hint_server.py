@@ -64,7 +64,7 @@ class HintServer:
     def check_queries(self, queries: Sequence[Buffer]) -> None:
         """Raises ResidueError for a length that is not a query's, or a residue ≥ q_j."""
         for number, query in enumerate(queries):
-            self._check(self._stack(query)[None], f"query {number}")
+            self._check(self.stack(query)[None], f"query {number}")
 
     def answer(self, index: IndexFile, first_block: int, blocks: int, queries: Sequence[Buffer]) -> list[bytes]:
         """For each query (blocks, P, B) uint32, little-endian. Queries and index have been checked before.
@@ -75,7 +75,7 @@ class HintServer:
         out = np.empty((len(queries), blocks, self._primes, self._rows), np.uint32)
         stacks = self._mapped(index)[first_block : first_block + blocks]
         with _readable():
-            self._kernel.answer(stacks, [self._stack(query) for query in queries], out)
+            self._kernel.answer(stacks, [self.stack(query) for query in queries], out)
         return [answers.tobytes() for answers in out]
 
     def warm(self, index: IndexFile) -> None:
@@ -89,17 +89,22 @@ class HintServer:
     def close(self) -> None:
         self._mappings.forget_all(self)
 
-    def _stack(self, query: Buffer) -> NDArray[np.uint32]:
+    def stack(self, query: Buffer) -> NDArray[np.uint32]:
+        """The words of a query, (P, N/16, I, 16). Raises ResidueError for another length."""
         if len(query) != self.query_bytes:
             raise ResidueError(f"query: got {len(query)} bytes, expected {self.query_bytes}")
         return np.frombuffer(query, "<u4").reshape(self._block_shape)
 
-    def _mapped(self, index: IndexFile) -> NDArray[np.uint32]:
+    def require_length(self, index: IndexFile) -> None:
+        """Raises ResidueError for a length that is not that of the blocks."""
         if index.length_bytes != index.blocks * self.index_bytes_per_block:
             raise ResidueError(
                 f"index: got {index.length_bytes} bytes, expected "
                 f"{index.blocks * self.index_bytes_per_block} for {index.blocks} blocks"
             )
+
+    def _mapped(self, index: IndexFile) -> NDArray[np.uint32]:
+        self.require_length(index)
         size, needed = index.path.stat().st_size, index.offset_bytes + index.length_bytes
         if size < needed:
             raise TamperedDataError(f"index: its file has {size} bytes, expected at least {needed}")

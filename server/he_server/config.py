@@ -172,6 +172,15 @@ class ServerConfig:
     threads: int = field(
         default_factory=_cores, metadata=_setting("work", "threads that compute answers; default: all cores", least=1)
     )
+    device: str = field(
+        default="cpu",
+        metadata=_setting(
+            "work",
+            "what computes answers of the hint engine: gpu is the first that CUDA shows, with the extra gpu, and has "
+            "not been run on one yet",
+            choices=("cpu", "gpu"),
+        ),
+    )
     target: str = field(
         default="", metadata=_setting("work", "instruction set of the kernels; empty: the best that this machine has")
     )

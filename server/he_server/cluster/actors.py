@@ -100,6 +100,7 @@ class Actors:
             "get_if_exists": True,
             "max_restarts": -1,
             "num_cpus": self._config.threads,
+            "num_gpus": int(self._config.device == "gpu"),
             "max_concurrency": CALLS,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
         }

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +60,7 @@ class Shard:
 
     def __init__(self, config: ServerConfig) -> None:
         self._objects = open_objects(config.segments)
-        self._engines = Engines(engine_maker(config))
+        self._engines = Engines(engine_maker(replace(config, cluster="")))
         self._indexes = Indexes(config.index_memory_bytes, self._engines.forget)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
         self._loaders = ThreadPoolExecutor(_LOADS, thread_name_prefix="load")

@@ -53,8 +53,11 @@ class Piece:
 
 
 def blocks_per_unit(engine: ServerEngine, index_bytes: int, threads: int) -> int:
-    """At least 1, and so many that every thread gets several units and one query's answers fit in a message."""
-    wanted = max(_MIN_INDEX_BYTES, min(UNIT_INDEX_BYTES, index_bytes // (4 * threads)))
+    """At least 1, and so many that every thread gets several units and one query's answers fit in a message.
+
+    An engine for which UNIT_INDEX_BYTES are too few says so in `unit_index_bytes` (he_engine.gpu_server)."""
+    most = getattr(engine, "unit_index_bytes", UNIT_INDEX_BYTES)
+    wanted = max(_MIN_INDEX_BYTES, min(most, index_bytes // (4 * threads)))
     return max(1, min(wanted // engine.index_bytes_per_block, CHUNK_BYTES // engine.answer_bytes_per_block))
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from he_engine.engine import EngineKind, IndexFile, ServerEngine
 from he_engine.errors import Unavailable
+from he_engine.gpu_device import CupyDevice
+from he_engine.gpu_indexes import GpuIndexes
+from he_engine.gpu_server import GpuServer
 from he_engine.hint_server import HintServer
 from he_engine.mapping import Mappings
 from he_engine.params import Parameters
@@ -22,12 +25,15 @@ EngineMaker = Callable[[PublicParameters], ServerEngine]
 
 
 def engine_maker(config: ServerConfig) -> EngineMaker:
-    """Engines as the configuration wants them."""
+    """Engines as the configuration wants them, for a process that computes answers; a front end of a cluster does not,
+    and needs no GPU. Raises MissingExtra where there should be one and is none."""
     mappings = Mappings()
+    on_gpu = GpuIndexes(CupyDevice()) if config.device == "gpu" and not config.cluster else None
 
     def make(parameters: PublicParameters) -> ServerEngine:
         if isinstance(parameters, Parameters):
-            return HintServer(parameters, config.target, mappings)
+            cpu = HintServer(parameters, config.target, mappings)
+            return GpuServer(parameters, cpu, on_gpu) if on_gpu else cpu
         from he_engine.tenseal_server import TensealServer
 
         return TensealServer(parameters.dim, config.threads)
