@@ -36,6 +36,7 @@ class Nodes:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._folder = tempfile.TemporaryDirectory(prefix="hesearch-ray-")
+        self.folder = self._folder.name  #: what Ray writes
         head = _NODE | {"num_cpus": 0, "include_dashboard": False, "temp_dir": self._folder.name}
         # a lost node is noticed within some seconds, not 30; a slow one is not taken for lost
         system = {"health_check_period_ms": 1000, "health_check_timeout_ms": 20000, "health_check_failure_threshold": 3}

@@ -5,19 +5,30 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from he_engine.errors import Conflict, TamperedDataError
+from he_client import CollectionKey
+from he_engine.errors import Conflict, TamperedDataError, Unavailable
+from he_proto import wire
+from he_proto.v1 import hesearch_pb2 as pb
+from he_server.cluster import shard as shard_module
 from he_server.cluster.coverage import Coverage
+from he_server.cluster.messages import Asked, Batch
 from he_server.cluster.placement import SPARE, placed
+from he_server.cluster.shard import Shard, ShardSettings
 from he_server.cluster.waits import Waits
 from he_server.storage.kek import KeyProvider
 from he_server.storage.places import Place
 from he_server.storage.store import Store
+from tests.cluster.answers import filled, queries_of, residues
+from tests.cluster_fixture import serving
+from tests.server_fixture import PARAMETERS
 from tests.store_fixture import KEK, RECORD, made, path_of, sha256, uploaded
 
 
@@ -164,3 +175,101 @@ def test_a_version_that_is_no_more(tmp_path: Path) -> None:
 
 def _open(root: Path, kek: KeyProvider | None) -> contextlib.closing[Store]:
     return contextlib.closing(Store(root, kek=kek))
+
+
+# ---- a shard, as an actor would be ---------------------------------------------------------------------------
+@pytest.fixture
+def asked(tmp_path: Path) -> Iterator[tuple[Asked, NDArray[np.uint8], bytes]]:
+    """Five segments of a collection, three queries, and what one process answers, in the order of segments."""
+    with serving(tmp_path, None) as (address, service):
+        filled(address, CollectionKey.generate(), "compact")
+        (record,) = service.store.collections()
+        parameters = wire.parameters_from_wire(pb.Parameters.FromString(record.parameters))
+        expected = residues(service)
+        with service.store.places(record, record.version) as snapshot:
+            places = tuple(snapshot.segments)
+            message = queries_of(parameters, 3)
+            yield (
+                Asked("key", parameters, places),
+                np.frombuffer(b"".join(message), np.uint8).reshape(3, -1),
+                b"".join(expected[place.key[1], query] for place in places for query in range(3)),
+            )
+
+
+@pytest.fixture
+def shard(monkeypatch: pytest.MonkeyPatch) -> Shard:
+    """Every piece is a batch."""
+    monkeypatch.setattr(shard_module, "TAKE_BYTES", 1)
+    return Shard(ShardSettings("", 1, "", 1 << 30))
+
+
+def _all(shard: Shard, call_id: bytes, batch: Batch) -> list[Batch]:
+    batches = [batch]
+    while not batches[-1].done:
+        batches.append(shard.take(call_id))
+    return batches
+
+
+def test_a_shard_gives_every_answer_once(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
+    what, queries, expected = asked
+    batches = _all(shard, b"call", shard.open(b"call", what, {}, queries))
+    assert sum(bool(batch.headers) for batch in batches) > 5
+    found: dict[tuple[int, int], bytes] = {}
+    for batch in batches:
+        assert batch.error is None
+        for segment, query, first, _ in batch.headers:
+            assert first == 0 and (segment, query) not in found
+            found[segment, query] = batch.answers.tobytes()
+    assert b"".join(found[segment, query] for segment in range(len(what.places)) for query in range(3)) == expected
+    assert len(shard._calls) == 0
+    assert shard.take(b"call").unknown
+
+
+def test_a_call_that_was_left_is_forgotten(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
+    what, queries, _ = asked
+    batch = shard.open(b"call", what, {}, queries)
+    assert not batch.done
+    shard._drop(b"call")
+    assert shard.take(b"call").unknown
+    assert not any(scan for scan in shard._scans._scans)
+    shard._drop(b"late")  # it overtakes what it leaves
+    assert shard.open(b"late", what, {}, queries).unknown
+    assert not shard._calls
+
+
+def test_a_shard_says_what_is_damaged(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
+    what, queries, _ = asked
+    path = Path(what.places[2].path)
+    path.write_bytes(path.read_bytes()[:-1])
+    batch = _all(shard, b"call", shard.open(b"call", what, {}, queries))[-1]
+    assert isinstance(batch.error, TamperedDataError)
+    assert batch.damaged == (2,)
+
+
+def test_more_than_fits_is_answered(asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
+    what, queries, expected = asked
+    small = Shard(ShardSettings("", 1, "", 2 * what.places[0].index_bytes))
+    batches = _all(small, b"call", small.open(b"call", what, {}, queries))
+    assert sum(batch.answers.nbytes for batch in batches) == len(expected)
+    assert small._indexes.held_bytes <= 2 * what.places[0].index_bytes
+
+
+def test_one_node_takes_no_segment_from_the_others(tmp_path: Path) -> None:
+    made(tmp_path, None, [[b"i" * 9000]])
+    with _open(tmp_path, None) as store, store.places(RECORD, 2) as snapshot:
+        (place,) = snapshot.segments
+        with pytest.raises(Unavailable, match="sound here"):
+            store.place_damaged(place)
+        assert store.has(place.key)
+
+
+def test_keys_travel_beside_the_places(tmp_path: Path) -> None:
+    made(tmp_path, KEK, [[b"i"]])
+    with _open(tmp_path, KEK) as store, store.places(RECORD, 2) as snapshot:
+        (place,) = snapshot.segments
+        bare = replace(place, secret=b"")
+        assert place.secret not in pickle.dumps(Asked("key", PARAMETERS, (bare,)))
+        with pytest.raises(TamperedDataError, match="its data key is not there"), bare.opened(None):
+            pass
+        with bare.with_key({place.record.generation: place.secret}).opened(None) as (description, _):
+            assert description.segment_id == place.key[1]

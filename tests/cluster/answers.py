@@ -50,17 +50,20 @@ def _ids(number: int) -> list[str]:
     return [f"{number}/{row}" for row in range(ROWS // SEGMENTS)]
 
 
+def queries_of(parameters: wire.PublicParameters, count: int) -> list[bytes]:
+    """Canonical residues from a seed."""
+    assert isinstance(parameters, Parameters)
+    words, rng = parameters.block_words, np.random.default_rng(7)
+    return [rng.integers(0, min(parameters.ring.primes), words, np.uint32).tobytes() for _ in range(count)]
+
+
 def opened(
     service: Service, queries: int = 3, version: int = 0, caller: Caller | None = None
 ) -> Iterator[pb.AnswerResponse]:
     """An Answer call with canonical residues from a seed for queries."""
     (record,) = service.store.collections()
     parameters = wire.parameters_from_wire(pb.Parameters.FromString(record.parameters))
-    assert isinstance(parameters, Parameters)
-    with service._engines.using(parameters) as engine:
-        words = engine.query_bytes // 4
-    rng = np.random.default_rng(7)
-    asked = [rng.integers(0, min(parameters.ring.primes), words, np.uint32).tobytes() for _ in range(queries)]
+    asked = queries_of(parameters, queries)
     header = pb.AnswerHeader(
         context=wire.context(record.name, record.parameter_digest),
         collection_id=record.collection_id,

@@ -26,8 +26,9 @@ try:
 except ImportError as error:
     raise MissingExtra("Ray is not installed: pip install '.[cluster]'") from error
 
-from he_server.cluster.shard import CALLS, Shard
+from he_server.cluster.shard import CALLS, Shard, ShardSettings
 
+_log = logging.getLogger(__name__)
 _PING_S = 30.0
 _REACHED_S = 10.0
 _REPLY_S = 5.0
@@ -51,7 +52,7 @@ def _connect(address: str) -> None:
                 logging.getLogger("ray").setLevel(logging.ERROR)
                 with ThreadPoolExecutor(1) as aside:  # in the main thread it would take SIGTERM for itself
                     aside.submit(ray.init, address, log_to_driver=False, configure_logging=False).result()
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise Unavailable(f"cluster: {type(error).__name__}: no Ray found at {address!r}") from error
         _connections += 1
 
@@ -64,6 +65,10 @@ def _disconnect() -> None:
             ray.shutdown()
 
 
+def _nodes() -> list[str]:
+    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+
+
 class Actors:
     """Connects to Ray. Thread-safe. Raises Unavailable where there is none at that address."""
 
@@ -72,9 +77,13 @@ class Actors:
         place = config.segments or f"{config.data.resolve()} {secrets.token_hex(8)}"
         self.namespace = f"hesearch-{version('hesearch')}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
         _connect(config.cluster)
-        self._nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+        self._nodes = _nodes()
         self.shards = config.cluster_shards or len(self._nodes)
         self.replicas = config.cluster_replicas
+        wanted = self.shards * self.replicas * config.threads
+        there = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+        if wanted > there:
+            _log.warning("cluster: the actors want %d CPUs of Ray, which has %d: some find no place", wanted, there)
         self.wait_s = config.cluster_wait_s
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], Any] = {}
@@ -87,9 +96,11 @@ class Actors:
         """A handle; the actor may be on its way only."""
         with self._lock:
             handle = self._known.get((shard, replica))
-            if handle is None:
-                handle = self._known[shard, replica] = self._found(shard, replica)
-            return handle
+        if handle is None:
+            handle = self._found(shard, replica)  # it may take Ray long to answer
+            with self._lock:
+                self._known[shard, replica] = handle
+        return handle
 
     def _found(self, shard: int, replica: int) -> Any:
         node = self._nodes[(shard + replica) % len(self._nodes)]
@@ -104,7 +115,11 @@ class Actors:
             "max_concurrency": CALLS,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
         }
-        return _SHARD.options(**options).remote(self._config)
+        config = self._config
+        settings = ShardSettings(
+            config.segments, config.threads, config.target, config.index_memory_bytes, config.device
+        )
+        return _SHARD.options(**options).remote(settings)
 
     def forget(self, shard: int, replica: int) -> None:
         """It ended for good: the next to ask for it makes another."""
@@ -115,6 +130,7 @@ class Actors:
         """Actors that nobody asks end by themselves."""
         while not self._stop.wait(_PING_S):
             with contextlib.suppress(Exception):
+                self._nodes = _nodes()
                 self.replies = self._replies()
 
     def _replies(self) -> list[dict[str, int | str]]:

@@ -6,16 +6,19 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import ray
 
 from he_engine.engine import Buffer, ServerEngine
+from he_engine.errors import Unavailable
 from he_proto.chunks import CHUNK_BYTES
 from he_proto.wire import PublicParameters
 from he_server.cluster.actors import Actors
 from he_server.cluster.fanout import FanOut
-from he_server.cluster.messages import Asked
+from he_server.cluster.messages import Asked, DataKeys
 from he_server.cluster.placement import placed
 from he_server.cluster.shard import TAKE_BYTES
 from he_server.cluster.waits import Waits
@@ -25,7 +28,8 @@ from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.places import Place
 from he_server.storage.store import Store
 
-_KEPT = 64  #: versions whose placement is remembered
+_KEPT = 64  #: versions whose placement is remembered, and collections whose waits are
+_CLOSE_S = 10.0  #: what calls get to notice that they are no longer active
 
 
 class RayAnswerer:
@@ -34,8 +38,10 @@ class RayAnswerer:
     def __init__(self, config: ServerConfig, store: Store) -> None:
         self._store = store
         self._actors = Actors(config)
-        self._waits = Waits()
         self._lock = threading.Lock()
+        self._ended = threading.Condition()
+        self._calls = 0
+        self._waits: dict[bytes, Waits] = {}  # by collection, the latest used last
         self._placed: dict[Hashable, list[tuple[int, Asked]]] = {}  # by Searched.key, the latest made last
 
     def answer(
@@ -53,10 +59,35 @@ class RayAnswerer:
         if not parts:
             computed()
             return
-        sent = ray.put(np.frombuffer(b"".join(queries), np.uint8).reshape(len(queries), -1))
-        block_bytes = engine.answer_bytes_per_block
-        call = FanOut(self._actors, self._waits, parts, block_bytes, sent, len(queries), self._store)
-        yield from call.pieces(active, computed, pace or Pace(), remaining_s)
+        with self._calling():
+            try:
+                sent = ray.put(np.frombuffer(b"".join(queries), np.uint8).reshape(len(queries), -1))
+            except Exception as error:  # of Ray: they have no class in common
+                raise Unavailable(f"cluster: {type(error).__name__} while queries were sent") from error
+            waits = self._waits_of(parts[0][1])
+            block_bytes = engine.answer_bytes_per_block
+            call = FanOut(self._actors, waits, self._store, parts, _keys(searched), sent, len(queries), block_bytes)
+            yield from call.pieces(active, computed, pace or Pace(), remaining_s)
+
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[None]:
+        """So that Ray stays until it ends."""
+        with self._ended:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._ended:
+                self._calls -= 1
+                self._ended.notify_all()
+
+    def _waits_of(self, asked: Asked) -> Waits:
+        """Of a collection."""
+        with self._lock:
+            waits = self._waits.pop(asked.places[0].key[0], None) or Waits()
+            self._waits[asked.places[0].key[0]] = waits
+            _bound(self._waits)
+            return waits
 
     def _parts(self, searched: Searched) -> list[tuple[int, Asked]]:
         """Shards, and what each has of these."""
@@ -64,25 +95,23 @@ class RayAnswerer:
             if (known := self._placed.get(searched.key)) is not None:
                 return known
         parts = []
-        for shard, places in enumerate(placed(self._places(searched), self._actors.shards)):
+        for shard, places in enumerate(placed(_places(searched), self._actors.shards)):
             if places:
-                key = (searched.key, tuple(place.key for place in places))
-                parts.append((shard, Asked(key, searched.parameters, tuple(places))))
+                records = tuple(place.record for place in places)  # front ends count editions for themselves
+                bare = tuple(replace(place, secret=b"") for place in places)
+                parts.append((shard, Asked((searched.key, records), searched.parameters, bare)))
         with self._lock:
             self._placed[searched.key] = parts
-            while len(self._placed) > _KEPT:
-                del self._placed[next(iter(self._placed))]
+            _bound(self._placed)
         return parts
-
-    @staticmethod
-    def _places(searched: Searched) -> list[Place]:
-        return [segment for segment in searched.segments if isinstance(segment, Place)]
 
     @contextlib.contextmanager
     def searched(self, record: CollectionRecord, version: int, parameters: PublicParameters) -> Iterator[Searched]:
         """See Answerer."""
         with self._store.places(record, version) as snapshot:
-            yield Searched((record.collection_id, version, snapshot.edition), parameters, snapshot.segments)
+            rows = hash(tuple(place.record for place in snapshot.segments))  # editions begin anew with a collection
+            key = (record.collection_id, version, snapshot.edition, rows)
+            yield Searched(key, parameters, snapshot.segments)
 
     def warm(self, engine: ServerEngine, searched: Searched, room_bytes: float, stop: threading.Event) -> int:
         """See Answerer: every replica is told to read its part, and nobody waits. What they have no room for, they
@@ -90,9 +119,10 @@ class RayAnswerer:
         del engine, room_bytes
         if stop.is_set():
             return 0
+        keys = _keys(searched)
         for shard, asked in self._parts(searched):
             for replica in range(self._actors.replicas):
-                self._actors.actor(shard, replica).load.remote(asked.places)
+                self._actors.actor(shard, replica).load.remote(asked.places, keys)
         return sum(segment.index_bytes for segment in searched.segments)
 
     def gauges(self) -> Mapping[str, float]:
@@ -111,4 +141,19 @@ class RayAnswerer:
 
     def close(self) -> None:
         """See Answerer."""
+        with self._ended:
+            self._ended.wait_for(lambda: not self._calls, _CLOSE_S)
         self._actors.close()
+
+
+def _places(searched: Searched) -> list[Place]:
+    return [segment for segment in searched.segments if isinstance(segment, Place)]
+
+
+def _keys(searched: Searched) -> DataKeys:
+    return {place.record.generation: place.secret for place in _places(searched) if place.secret}
+
+
+def _bound(kept: dict[Any, Any]) -> None:
+    while len(kept) > _KEPT:
+        del kept[next(iter(kept))]

@@ -1,9 +1,9 @@
 """One call's answers from all shards: taken as they come, from another replica where one is slow or lost, each once.
 
 A part is what one shard has of the searched segments. It is asked of one replica, and of a further one when
-that has been silent for longer than usual (Dean and Barroso, "The Tail at Scale", 2013: hedged requests), reads its
-segments first, or is lost. If no replica can answer for as long as the configuration says, the call fails, and says
-which part is missing: an answer is never left out.
+that is late with its first answers (Dean and Barroso, "The Tail at Scale", 2013: hedged requests), reads its segments
+first, stands still or is lost. If nothing is heard of a part for as long as the configuration says, the call fails and
+says which it is: an answer is never left out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError
 
-from he_engine.errors import Unavailable
+from he_engine.errors import HesearchError, Unavailable
 from he_server.cluster.actors import Actors
 from he_server.cluster.coverage import Coverage
-from he_server.cluster.messages import Asked, Batch
+from he_server.cluster.messages import Asked, Batch, DataKeys
+from he_server.cluster.shard import LIFE_S
 from he_server.cluster.waits import Waits
 from he_server.search.answering import Pace, Piece, Unit
 from he_server.storage.store import Store
@@ -29,6 +30,7 @@ from he_server.storage.store import Store
 _POLL_S = 0.05  #: between looks for cancellation and for what is late
 _LAST_S = 0.3  #: before a deadline
 _AGAIN_S = 0.2  #: between attempts when every replica failed
+_STILL_S = 4 * LIFE_S  #: who works says so more often
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +41,10 @@ class _Source:
     actor: Any
     call_id: bytes
     coming: Any  #: reference to the next Batch
-    since_s: float
+    asked_s: float
+    heard_s: float
     loading: bool = False
+    answering: bool = False  #: its first answers came
 
 
 @dataclass(slots=True, eq=False)
@@ -49,10 +53,10 @@ class _Part:
     asked: Asked
     missing: Coverage
     next_replica: int
+    heard_s: float  #: of any source; while the client is waited for, it does not age
     sources: list[_Source] = field(default_factory=list)
-    failing_since_s: float | None = None
     again_s: float = 0.0
-    reason: str = ""
+    reason: str = "no actor has room, or none replies"
 
 
 class FanOut:
@@ -62,21 +66,23 @@ class FanOut:
         self,
         actors: Actors,
         waits: Waits,
+        store: Store,
         parts: Sequence[tuple[int, Asked]],
-        answer_bytes_per_block: int,
+        keys: DataKeys,
         queries: Any,
         count: int,
-        store: Store,
+        answer_bytes_per_block: int,
     ) -> None:
         """parts: shards, and what each is asked. queries: reference to (count, bytes of each)."""
         self._actors = actors
         self._waits = waits
-        self._block_bytes = answer_bytes_per_block
-        self._queries = queries
         self._store = store
-        first = secrets.randbelow(actors.replicas)  # so that replicas share the load
+        self._keys = keys
+        self._queries = queries
+        self._block_bytes = answer_bytes_per_block
+        first, now_s = secrets.randbelow(actors.replicas), time.monotonic()  # so that replicas share the load
         self._parts = [
-            _Part(shard, asked, Coverage([place.blocks for place in asked.places], count), first)
+            _Part(shard, asked, Coverage([place.blocks for place in asked.places], count), first, now_s)
             for shard, asked in parts
         ]
         self._open = list(self._parts)
@@ -94,27 +100,43 @@ class FanOut:
                 if not active():
                     raise Unavailable("the call was cancelled")
                 self._ask(remaining_s() < _LAST_S)
-                for part, source in self._ready():
-                    yield from self._given(part, source, computed, pace)
+                for part, source in self._ready(_POLL_S):
+                    pieces = self._given(part, source)
+                    if not self._open:
+                        computed()
+                    yield from self._passed_on(pieces, pace)
         finally:
             for part in self._parts:
                 for source in part.sources:
                     self._leave(source)
+
+    def _passed_on(self, pieces: Sequence[Piece], pace: Pace) -> Iterator[Piece]:
+        """The client takes them; meanwhile no shard is late, and if all have given what they have, it is the client
+        that is waited for."""
+        if not pieces:
+            return
+        began_s = time.monotonic()
+        waiting = sum(len(part.sources) for part in self._open)
+        if len(self._ready(0.0, waiting)) == waiting:
+            pace.full()
+        yield from pieces
+        pace.room()
+        paused_s = time.monotonic() - began_s
+        for part in self._open:
+            part.heard_s += paused_s
+            for source in part.sources:
+                source.asked_s += paused_s
+                source.heard_s += paused_s
 
     # ---- asking -----------------------------------------------------------------------------------------
     def _ask(self, last: bool) -> None:
         """last: the deadline is near, and who fails now can still say why."""
         now_s = time.monotonic()
         for part in self._open:
-            for source in list(part.sources):
-                if now_s - source.since_s > self._actors.wait_s:
-                    self._lost(part, source, "it does not reply")
-            failing_s = 0.0 if part.failing_since_s is None else now_s - part.failing_since_s
-            if last and failing_s:
-                raise Unavailable(self._missing(part))
+            unheard_s = now_s - part.heard_s
+            if unheard_s > self._actors.wait_s or (last and unheard_s > _STILL_S):
+                raise Unavailable(self._missing(part, unheard_s))
             if not part.sources:
-                if failing_s > self._actors.wait_s:
-                    raise Unavailable(self._missing(part))
                 if now_s >= part.again_s:
                     self._start(part)
             elif len(part.sources) == 1 and self._actors.replicas > 1 and self._late(part.sources[0], now_s):
@@ -122,7 +144,9 @@ class FanOut:
                 self._start(part)
 
     def _late(self, source: _Source, now_s: float) -> bool:
-        return source.loading or now_s - source.since_s > self._waits.late_s
+        if source.answering:
+            return now_s - source.heard_s > _STILL_S
+        return source.loading or now_s - source.asked_s > self._waits.late_s
 
     def _start(self, part: _Part) -> None:
         """Asks the next replica."""
@@ -131,52 +155,52 @@ class FanOut:
         while replica in taken:
             replica = (replica + 1) % self._actors.replicas
         part.next_replica = replica + 1
-        call_id = secrets.token_bytes(16)
+        call_id, now_s = secrets.token_bytes(16), time.monotonic()
         try:
             actor = self._actors.actor(part.shard, replica)
-            coming = actor.open.remote(call_id, part.asked, self._queries)
-        except RayError as error:
+            coming = actor.open.remote(call_id, part.asked, self._keys, self._queries)
+        except Exception as error:  # of Ray: they have no class in common
             self._failed(part, type(error).__name__)
             return
-        part.sources.append(_Source(replica, actor, call_id, coming, time.monotonic()))
+        part.sources.append(_Source(replica, actor, call_id, coming, now_s, now_s))
 
     # ---- what comes -------------------------------------------------------------------------------------
-    def _ready(self) -> list[tuple[_Part, _Source]]:
+    def _ready(self, timeout_s: float, most: int = 1) -> list[tuple[_Part, _Source]]:
         waiting = {source.coming: (part, source) for part in self._open for source in part.sources}
         if not waiting:
-            time.sleep(_POLL_S)
+            time.sleep(timeout_s)
             return []
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=min(_POLL_S, self._waits.late_s))
+        try:
+            ready, _ = ray.wait(list(waiting), num_returns=max(1, min(most, len(waiting))), timeout=timeout_s)
+        except Exception as error:
+            raise Unavailable(f"cluster: {type(error).__name__} while answers were waited for") from error
         return [waiting[one] for one in ready]
 
-    def _given(self, part: _Part, source: _Source, computed: Callable[[], object], pace: Pace) -> Iterator[Piece]:
+    def _given(self, part: _Part, source: _Source) -> list[Piece]:
         batch = self._batch(part, source)
         if batch is None:
-            return
+            return []
+        part.heard_s = source.heard_s = time.monotonic()
         source.loading = batch.loading
-        if not batch.loading:
-            self._waits.add(time.monotonic() - source.since_s)
-        if not batch.done:
-            source.coming, source.since_s = source.actor.take.remote(source.call_id), time.monotonic()
+        if batch.headers and not source.answering:
+            source.answering = True
+            self._waits.add(source.heard_s - source.asked_s)
         pieces = list(self._new(part, batch))
         if part.missing.complete:
             self._open.remove(part)
-            if not self._open:
-                computed()
-        elif batch.done:
-            self._lost(part, source, "it left answers out")
-        pace.full()  # the client is waited for
-        yield from pieces
-        pace.room()
-        if part.missing.complete:
             while part.sources:
                 self._leave(part.sources.pop())
+        elif batch.done:
+            self._lost(part, source, "it left answers out")
+        else:
+            source.coming = source.actor.take.remote(source.call_id)
+        return pieces
 
     def _batch(self, part: _Part, source: _Source) -> Batch | None:
         """The next, or None where this source is of no use. Raises what is wrong with segments or queries."""
         try:
             batch: Batch = ray.get(source.coming)
-        except RayError as error:
+        except Exception as error:
             if isinstance(error, ActorDiedError):
                 self._actors.forget(part.shard, source.replica)
             self._lost(part, source, type(error).__name__)
@@ -185,15 +209,18 @@ class FanOut:
             self._lost(part, source, "it was started again")
             return None
         if batch.error is not None:
-            for number in batch.damaged:
-                self._store.place_damaged(part.asked.places[number])
-            if isinstance(batch.error, Unavailable):
-                self._lost(part, source, str(batch.error))
-                return None
-            raise batch.error
-        if not batch.loading:
-            part.failing_since_s = None
+            self._wrong(part, source, batch.error, batch.damaged)
+            return None
         return batch
+
+    def _wrong(self, part: _Part, source: _Source, error: HesearchError, damaged: Sequence[int]) -> None:
+        """Raises what another replica would meet, too."""
+        try:
+            for number in damaged:
+                self._store.place_damaged(part.asked.places[number].with_key(self._keys))
+            raise error
+        except Unavailable as passing:
+            self._lost(part, source, str(passing))
 
     def _new(self, part: _Part, batch: Batch) -> Iterator[Piece]:
         """What of it was missing."""
@@ -212,23 +239,19 @@ class FanOut:
         self._failed(part, reason)
 
     def _failed(self, part: _Part, reason: str) -> None:
-        now_s = time.monotonic()
         part.reason = reason
+        part.again_s = time.monotonic() + _AGAIN_S
         self._store.tally.add("cluster_losses")
-        if part.failing_since_s is None:
-            part.failing_since_s = now_s
-        else:
-            part.again_s = now_s + _AGAIN_S
 
-    def _missing(self, part: _Part) -> str:
-        failing_s = time.monotonic() - (part.failing_since_s or 0.0)
+    def _missing(self, part: _Part, unheard_s: float) -> str:
         segments = sum(len(other.asked.places) for other in self._parts)
         return (
             f"cluster: shard {part.shard} of {self._actors.shards}, which has {len(part.asked.places)} of {segments} "
-            f"segments, did not answer for {failing_s:.0f} s ({part.reason}); no answer was left out"
+            f"segments, did not answer for {unheard_s:.0f} s ({part.reason}); no answer was left out"
         )
 
     @staticmethod
     def _leave(source: _Source) -> None:
         with contextlib.suppress(Exception):  # it forgets the call by itself
+            ray.cancel(source.coming)  # where it has not begun, so that its queries go
             source.actor.leave.remote(source.call_id)

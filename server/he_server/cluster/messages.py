@@ -12,23 +12,26 @@ from he_engine.errors import HesearchError
 from he_proto.wire import PublicParameters
 from he_server.storage.places import Place
 
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Some segments of a collection, to be searched for some queries."""
-
-    key: Hashable  #: equal where the segments are the same, so that who asks at the same time shares passes
-    parameters: PublicParameters
-    places: tuple[Place, ...]
-
+#: Of one collection, by generation. An argument of its own, and small: what is larger than 100 KB goes through Ray's
+#: object store, which may be written to disk.
+DataKeys = dict[int, bytes]
 
 #: Of whose answers: (position in Asked.places, query, first block, blocks).
 Header = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Some segments of a collection, to be searched for some queries."""
+
+    key: Hashable  #: equal where the segments and their files are the same: who asks at the same time shares passes
+    parameters: PublicParameters
+    places: tuple[Place, ...]  #: without their keys
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """What a shard has of a call's answers: those that it has not given before."""
+    """What a shard has of a call's answers: those that it has not given before. None: it works on them."""
 
     headers: tuple[Header, ...] = ()
     answers: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  #: end to end

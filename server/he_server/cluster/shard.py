@@ -7,13 +7,15 @@ nobody (he_server.search.scan), and a call that nobody asks about for LEASE_S is
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from he_engine.engine import IndexFile
 from he_engine.errors import HesearchError, TamperedDataError, Unavailable
-from he_server.cluster.messages import Asked, Batch, Header
+from he_server.cluster.messages import Asked, Batch, DataKeys, Header
 from he_server.config import ServerConfig
 from he_server.search.answering import Piece, Searched
 from he_server.search.engines import Engines, engine_maker
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 TAKE_BYTES = 4 << 20  #: of answers in one batch, and one unit's
 TAKE_S = 0.02  #: how long a batch that has something waits for more
-LOADING_S = 0.25  #: how long a call waits for segments before it says so
+LIFE_S = 0.5  #: who has nothing to give says so after that
 LEASE_S = 60.0
 IDLE_S = 900.0  #: an actor that no front end asks for so long ends
 CALLS = 256  #: methods at the same time
@@ -49,37 +51,56 @@ class _Call:
     pieces: Iterator[Piece]
     positions: dict[tuple[bytes, bytes], int]  #: of segments, in Asked.places
     loading: list[Future[None]]
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)  #: of `pieces`
+    coming: Future[Batch] | None = None
     touched_s: float = field(default_factory=time.monotonic)
     left: bool = False
 
 
-class Shard:
-    """See the module. Thread-safe. Every method but `ping` and `leave` returns within about TAKE_S of having something,
-    or after LOADING_S; errors are in the Batch, since others would be wrapped."""
+@dataclass(frozen=True, slots=True)
+class ShardSettings:
+    """What of a server's configuration an actor has to know; see ServerConfig."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._objects = open_objects(config.segments)
-        self._engines = Engines(engine_maker(replace(config, cluster="")))
-        self._indexes = Indexes(config.index_memory_bytes, self._engines.forget)
-        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="answer")
+    segments: str
+    threads: int
+    target: str
+    index_memory_bytes: int
+    device: str = "cpu"
+
+
+class Shard:
+    """See the module. Thread-safe. `open` and `take` return within about LIFE_S, if only an empty Batch; errors are in
+    the Batch, since others would be wrapped."""
+
+    def __init__(self, settings: ShardSettings) -> None:
+        kinds: dict[str, Any] = {"threads": settings.threads, "target": settings.target, "device": settings.device}
+        config = ServerConfig(data=Path("/nonexistent"), **kinds)
+        self._objects = open_objects(settings.segments)
+        self._engines = Engines(engine_maker(config))
+        self._memory_bytes = settings.index_memory_bytes
+        self._indexes = Indexes(settings.index_memory_bytes, self._engines.forget)
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="answer")
         self._loaders = ThreadPoolExecutor(_LOADS, thread_name_prefix="load")
-        self._scans = Scans(self._pool, config.threads, self._reading)
+        self._takers = ThreadPoolExecutor(CALLS, thread_name_prefix="take")
+        self._scans = Scans(self._pool, settings.threads, self._reading)
         self._lock = threading.Lock()
         self._calls: dict[bytes, _Call] = {}
+        self._left: dict[bytes, float] = {}  # calls that were left before they came, and when
         self._damaged: set[tuple[bytes, bytes]] = set()
         self._asked_s = time.monotonic()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
     # ---- what a front end asks --------------------------------------------------------------------------
-    def open(self, call_id: bytes, asked: Asked, queries: NDArray[np.uint8]) -> Batch:
+    def open(self, call_id: bytes, asked: Asked, keys: DataKeys, queries: NDArray[np.uint8]) -> Batch:
         """queries: (queries, bytes of each)."""
-        segments = [_Located(place, self._objects) for place in asked.places]
+        segments = [_Located(place.with_key(keys), self._objects) for place in asked.places]
         searched = Searched(asked.key, asked.parameters, segments)
         positions = {place.key: number for number, place in enumerate(asked.places)}
         call = _Call(iter(()), positions, self._loading(segments))
         call.pieces = self._pieces(call, searched, [memoryview(query) for query in queries])
         with self._lock:
+            if call_id in self._left:
+                return Batch(unknown=True)
             self._calls[call_id] = call
         return self.take(call_id)
 
@@ -87,16 +108,16 @@ class Shard:
         self._asked_s = time.monotonic()
         with self._lock:
             call = self._calls.get(call_id)
-        if call is None:
-            return Batch(unknown=True)
-        with call.lock:
-            try:
-                batch = self._batch(call)
-            except HesearchError as error:
-                damaged = [call.positions[key] for key in self._damaged & call.positions.keys()]
-                is_damage = isinstance(error, TamperedDataError)
-                batch = Batch(done=True, error=error.with_traceback(None), damaged=tuple(damaged) if is_damage else ())
+            if call is None:
+                return Batch(unknown=True)
             call.touched_s = time.monotonic()
+            coming = call.coming = call.coming or self._takers.submit(self._batch, call)
+        try:
+            batch = coming.result(LIFE_S)
+        except TimeoutError:
+            return Batch(loading=any(not one.done() for one in call.loading))
+        with self._lock:
+            call.coming, call.touched_s = None, time.monotonic()
         if batch.done:
             self._drop(call_id)
         return batch
@@ -109,10 +130,12 @@ class Shard:
     def _drop(self, call_id: bytes) -> None:
         with self._lock:
             call = self._calls.pop(call_id, None)
-        if call is not None:
-            call.left = True
-            with call.lock:
-                call.pieces.close()  # type: ignore[attr-defined]
+            if call is None:
+                self._left[call_id] = time.monotonic()  # it may come yet: methods overtake each other
+                return
+        call.left = True
+        with call.lock:
+            call.pieces.close()  # type: ignore[attr-defined]
 
     @ray.method(concurrency_group="control")
     def ping(self) -> dict[str, int | str]:
@@ -121,32 +144,41 @@ class Shard:
         node = ray.get_runtime_context().get_node_id()
         return {"node": node, "pid": os.getpid(), "held_bytes": self._indexes.held_bytes, "calls": len(self._calls)}
 
-    def load(self, places: Sequence[Place]) -> None:
+    def load(self, places: Sequence[Place], keys: DataKeys) -> None:
         """Reads these while there is room. Raises nothing: who searches them meets the error."""
         self._asked_s = time.monotonic()
         for place in places:
             with contextlib.suppress(HesearchError):
                 if self._indexes.has_room(place.index_bytes):
-                    self._load(_Located(place, self._objects))
+                    self._load(_Located(place.with_key(keys), self._objects))
 
     # ---- one call ---------------------------------------------------------------------------------------
     def _batch(self, call: _Call) -> Batch:
-        loaded, waiting = wait(call.loading, LOADING_S, FIRST_EXCEPTION)
-        for one in loaded:
-            one.result()
-        if waiting:
-            return Batch(loading=True)
+        try:
+            for one in call.loading:
+                one.result()
+            with call.lock:
+                return self._taken(call)
+        except HesearchError as error:
+            damaged: list[int] = []
+            if isinstance(error, TamperedDataError):
+                damaged = [call.positions[key] for key in self._damaged & call.positions.keys()]
+            return Batch(done=True, error=error.with_traceback(None), damaged=tuple(damaged))
+
+    def _taken(self, call: _Call) -> Batch:
         headers: list[Header] = []
         answers: list[bytes] = []
-        size, until_s = 0, time.monotonic() + TAKE_S
+        size, until_s, done = 0, math.inf, True
         for piece in call.pieces:
             unit = piece.unit
             headers.append((call.positions[unit.segment.key], piece.query, unit.first_block, unit.blocks))
             answers.append(piece.answers)
             size += len(piece.answers)
+            until_s = min(until_s, time.monotonic() + TAKE_S)
             if size >= TAKE_BYTES or time.monotonic() > until_s:
-                return Batch(tuple(headers), np.frombuffer(b"".join(answers), np.uint8))
-        return Batch(tuple(headers), np.frombuffer(b"".join(answers), np.uint8), done=True)
+                done = False
+                break
+        return Batch(tuple(headers), np.frombuffer(b"".join(answers), np.uint8), done)
 
     def _pieces(self, call: _Call, searched: Searched, queries: Sequence[memoryview]) -> Iterator[Piece]:
         with self._engines.using(searched.parameters) as engine, self._scans.of(engine, searched) as scan:
@@ -164,7 +196,9 @@ class Shard:
             raise
 
     def _loading(self, segments: Sequence[_Located]) -> list[Future[None]]:
-        """Those that are not in memory yet, on their way there."""
+        """Those that are not in memory yet, on their way there; where not all fit, the scan reads each as it comes."""
+        if sum(one.index_bytes for one in segments) > self._memory_bytes:
+            return []
         return [self._loaders.submit(self._load, one) for one in segments if not self._indexes.holds(one.key)]
 
     def _load(self, segment: _Located) -> None:
@@ -177,9 +211,8 @@ class Shard:
             time.sleep(_SWEEP_S)
             now_s = time.monotonic()
             with self._lock:
-                old = [
-                    i for i, call in self._calls.items() if not call.lock.locked() and call.touched_s < now_s - LEASE_S
-                ]
+                old = [call_id for call_id, call in self._calls.items() if call.touched_s < now_s - LEASE_S]
+                self._left = {one: left_s for one, left_s in self._left.items() if left_s > now_s - LEASE_S}
             for call_id in old:
                 self._drop(call_id)
             if self._asked_s < now_s - IDLE_S and not self._calls:

@@ -74,7 +74,10 @@ class Warmer:
         except Exception as error:  # a defect: the server serves all the same, cold
             _log.error("indexes were not read into memory", exc_info=error)
             return
-        if warmth.index_bytes:
+        if warmth.index_bytes and service.config.cluster:
+            told = f"told the cluster's shards to read {warmth.index_bytes / 1e6:,.1f} MB of indexes"
+            print(f"hesearch serve: {told}", file=sys.stderr, flush=True)
+        elif warmth.index_bytes:
             print(f"hesearch serve: {warmth}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Warmer:

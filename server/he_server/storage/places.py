@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ class Place:
 
     record: SegmentRecord
     path: str  #: of its file; empty: it is an object
-    secret: bytes = field(repr=False)  #: the data key; empty: it is not sealed
+    secret: bytes = field(repr=False)  #: the data key; empty: the file is not sealed, or the key goes another way
 
     @property
     def key(self) -> Key:
@@ -44,14 +44,21 @@ class Place:
     def index_bytes(self) -> int:
         return self.record.index_bytes
 
+    def with_key(self, keys: Mapping[int, bytes]) -> Place:
+        """keys: of its collection, by generation."""
+        return replace(self, secret=keys.get(self.record.generation, b""))
+
     @contextlib.contextmanager
     def opened(self, objects: Objects | None) -> Iterator[tuple[Description, FileSource]]:
         """Its header and its bytes; what is not sealed has been read once and checked. Raises TamperedDataError where
         it is damaged, missing or another segment's; Unavailable."""
+        sealed = bool(self.record.generation)
         with contextlib.ExitStack() as stack:
             path = Path(self.path) if self.path else stack.enter_context(_fetched(objects, self.record))
-            source = open_source(path, RootKey(self.secret) if self.secret else None)
-            description = read_description(source) if self.secret else verify(source)
+            if sealed and not self.secret:
+                raise TamperedDataError("segment file: it is sealed, and its data key is not there")
+            source = open_source(path, RootKey(self.secret) if sealed else None)
+            description = read_description(source) if sealed else verify(source)
             found = (description.collection_id, description.segment_id)
             if found != self.key or (isinstance(source, SealedFile) and source.envelope.file_id != self.file_id):
                 raise TamperedDataError("segment file: it is another segment's")

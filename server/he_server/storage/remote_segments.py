@@ -87,6 +87,7 @@ class RemoteSegments(Segments):
         self._catalogue.look()
         if self._catalogue.segment(place.key) != place.record:
             raise Conflict("segment: its version is no more; read the manifest again")
+        self._require_damaged(place, self._objects)
         self._lost.add(place.key)
 
     def prepare(self, keys: Sequence[Key]) -> None:

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from he_engine.engine import IndexFile
 from he_engine.errors import Conflict, HesearchError, TamperedDataError, Unavailable
@@ -25,8 +26,11 @@ from he_server.storage.indexes import Indexes
 from he_server.storage.pins import Pins
 from he_server.storage.places import Place
 from he_server.storage.sealed_file import NewSealedFile
-from he_server.storage.segment_file import Description, Source, StoredSegment, open_source, read_description
+from he_server.storage.segment_file import Description, Source, StoredSegment, open_source, read_description, verify
 from he_server.storage.writes import Writes
+
+if TYPE_CHECKING:
+    from he_server.storage.objects import Objects
 
 _log = logging.getLogger(__name__)
 
@@ -93,15 +97,24 @@ class Segments:
     def _place(self, record: SegmentRecord | None, path: str) -> Place:
         if record is None:
             raise Conflict("segment: its version is no more; read the manifest again")
-        keys = self._catalogue.state(record.collection_id).keys
-        secret = next((key.secret for key in keys if key.generation == record.generation), b"")
-        return Place(record, path, secret)
+        state = self._catalogue.state(record.collection_id)
+        state.key(record.generation)  # raises where it is gone
+        return Place(record, path, b"").with_key({key.generation: key.secret for key in state.keys})
 
     def place_damaged(self, place: Place) -> None:
-        """Who read it there found it damaged or missing: it is not searched until it is sent again."""
+        """Who read it there found it damaged or missing. If it is, seen from here, it is not searched until it is sent
+        again; if not, raises Unavailable."""
         segment = self._sound.get(place.key)
         if segment is not None and segment.file_id == place.file_id:
+            self._require_damaged(place, None)
             self.damaged(segment)
+
+    @staticmethod
+    def _require_damaged(place: Place, objects: Objects | None) -> None:
+        """One node that cannot read must not take a segment from all others."""
+        with contextlib.suppress(TamperedDataError), place.opened(objects) as (_, source):
+            verify(source)
+            raise Unavailable("cluster: a node found a segment damaged that is sound here")
 
     def sound(self, key: Key) -> StoredSegment:
         """One that the catalogue has. Raises TamperedDataError where its file is damaged."""
