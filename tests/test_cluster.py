@@ -25,7 +25,7 @@ def run_inside(*arguments: str, says: str = " passed") -> None:
 
 @pytest.mark.parametrize("file", ["answers", "faults"])
 def test_answers_from_ray(file: str) -> None:
-    run_inside("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/cluster/{file}.py")
+    run_inside("-m", "pytest", "-p", "no:cacheprovider", f"tests/cluster/{file}.py")
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

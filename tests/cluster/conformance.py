@@ -19,7 +19,7 @@ TESTS = ("tests/test_sdk.py", "tests/test_upsert.py", "tests/test_compaction.py"
 def main(nodes: int) -> int:
     with Nodes(nodes) as started:
         os.environ.update({ADDRESS: started.address, SHARDS: str(nodes)})
-        return int(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "grpc or two_writers", *TESTS]))
+        return int(pytest.main(["-p", "no:cacheprovider", "-k", "grpc or two_writers", *TESTS]))
 
 
 if __name__ == "__main__":
