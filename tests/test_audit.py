@@ -266,6 +266,14 @@ def test_a_head_whose_fields_are_of_another_type_is_none(field: str) -> None:
         Head.parse(wrong.json())
 
 
+@pytest.mark.parametrize(("sequence", "end_bytes"), [(4, 1 << 63), (4, (1 << 64) - 1), (1 << 63, 2000)])
+def test_a_head_beyond_every_file(sequence: int, end_bytes: int) -> None:
+    """Signed, and yet none."""
+    head = Head.sign(Ed25519PrivateKey.generate(), sequence, end_bytes, bytes(32))
+    with pytest.raises(TamperedDataError, match="none of an audit log"):
+        Head.parse(head.json())
+
+
 def test_a_log_that_was_rolled_back_and_went_on_does_not_match(copy: tuple[Path, Head], tmp_path: Path) -> None:
     """A whole older state, keys and head with it: only what was exported shows it."""
     data, _ = copy

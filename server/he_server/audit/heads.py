@@ -21,6 +21,7 @@ from he_server.storage import files
 
 HEAD = "head"
 _MAX_BYTES = 4096
+_LIMIT = 1 << 63  #: of a position in a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,12 @@ class Head:
             log_id, digest, signature = (bytes.fromhex(fields[name]) for name in ("log", "hash", "signature"))
             head = cls(log_id, fields["sequence"], fields["end_bytes"], digest, fields["time"], signature)
             numbers = type(head.sequence) is type(head.end_bytes) is int
-            if not numbers or type(head.time) is not str or head.json() != raw:
+            if (
+                not numbers
+                or max(head.sequence, head.end_bytes) >= _LIMIT
+                or type(head.time) is not str
+                or head.json() != raw
+            ):
                 raise ValueError
             Ed25519PublicKey.from_public_bytes(log_id).verify(signature, head._message())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, InvalidSignature):
