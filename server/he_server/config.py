@@ -37,7 +37,7 @@ def _setting(group: str, doc: str, **rules: Any) -> dict[str, Any]:
     return {"group": group, "doc": doc, **rules}
 
 
-def _require_postgresql(url: str) -> None:
+def require_postgresql(url: str) -> None:
     """Raises InvalidInput, which does not quote it: it may have a password."""
     try:
         parts = urlsplit(url)
@@ -329,7 +329,7 @@ class ServerConfig:
         if self.insecure and self.tls_cert:
             raise InvalidInput("insecure: got it with tls_cert, expected one of the two")
         if self.catalogue:
-            _require_postgresql(self.catalogue)
+            require_postgresql(self.catalogue)
         if self.segments and not self.catalogue:
             raise InvalidInput("segments: got object storage without catalogue, expected one in PostgreSQL")
         if self.segments and self.orphan_age_s < _OBJECT_AGE_S:

@@ -118,11 +118,16 @@ class State:
 
     def key(self, generation: int) -> RootKey | None:
         """None for generation 0. Raises TamperedDataError where it is gone."""
+        secret = self.secret(generation)
+        return RootKey(secret) if secret else None
+
+    def secret(self, generation: int) -> bytes:
+        """The same in bytes, none for generation 0."""
         if generation == 0:
-            return None
+            return b""
         for data_key in self.keys:
             if data_key.generation == generation:
-                return data_key.key
+                return data_key.secret
         raise TamperedDataError(f"catalogue: the data key of generation {generation} is gone")
 
     def with_new_key(self, now_s: float, after: int = 0) -> State:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -48,10 +49,29 @@ def require_no_backup(root: Path) -> None:
         raise InvalidInput("data folder: this is a backup; `hesearch restore` makes a data folder of it")
 
 
-def require_own_catalogue(root: Path) -> None:
-    """Raises InvalidInput where the catalogue is in PostgreSQL: what knows only files must not judge the segments."""
+def require_own_catalogue(root: Path, hint: str = "") -> None:
+    """Raises InvalidInput where the catalogue is in PostgreSQL: what knows only files must not judge the segments.
+    hint: what to do instead."""
     if (root / CATALOGUE_ID).exists() or (root / OBJECTS_ID).exists():
-        raise InvalidInput("catalogue: that of this data folder is in PostgreSQL, where --catalogue of the server says")
+        raise InvalidInput(
+            f"catalogue: that of this data folder is in PostgreSQL, where --catalogue of the server says{hint}"
+        )
+
+
+def known_id(root: Path, name: str) -> bytes:
+    """What CATALOGUE_ID or OBJECTS_ID of a folder has; empty where it has none. Raises InvalidInput where it has what
+    belongs to the other kinds of folder, TamperedDataError."""
+    for other in {CATALOGUE_ID, OBJECTS_ID, "catalogue.sqlite"} - {name}:
+        if (root / other).exists():
+            raise InvalidInput(f"data folder: it has {other}: catalogue or segments are elsewhere than said here")
+    path = root / name
+    if not path.exists():
+        return b""
+    with files.storage_errors("looking at the data folder"):
+        content = path.read_text(errors="replace")
+    if not re.fullmatch("[0-9a-f]{32}", content):
+        raise TamperedDataError(f"data folder: {name} is damaged: expected 32 hexadecimal digits")
+    return bytes.fromhex(content)
 
 
 def unfinished_catalogues(root: Path) -> list[Path]:
@@ -112,18 +132,14 @@ class Folder:
 
     def _id(self, name: str, new: bytes) -> bytes:
         """What the file of that name has, made where it is missing."""
-        for other in {CATALOGUE_ID, OBJECTS_ID, self.catalogue.name} - {name}:
-            if (self.root / other).exists():
-                raise InvalidInput(f"data folder: it has {other}: catalogue or segments are elsewhere than said here")
-        path = self.root / name
-        if not path.exists():
-            with files.NewFile(self.incoming) as file:
-                file.append(new.hex().encode())
-                file.sync()
-                file.publish(path)
-            self.sync()
-        with files.storage_errors("looking at the data folder"):
-            return bytes.fromhex(path.read_text())
+        if known := known_id(self.root, name):
+            return known
+        with files.NewFile(self.incoming) as file:
+            file.append(new.hex().encode())
+            file.sync()
+            file.publish(self.root / name)
+        self.sync()
+        return new
 
     @property
     def has_segments(self) -> bool:

@@ -16,15 +16,15 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from he_engine.engine import Buffer
-from he_engine.errors import HesearchError, InvalidInput, MissingExtra, TamperedDataError, Unavailable
+from he_engine.errors import HesearchError, InvalidInput, MissingExtra, NotFound, TamperedDataError, Unavailable
 from he_server.storage.catalogue_rows import SegmentRecord
+from he_server.storage.places import Listed
 from he_server.storage.tally import Tally
 
 try:
@@ -48,12 +48,6 @@ def name_of(record: SegmentRecord) -> str:
     """Of a segment's object, below the prefix."""
     copy = record.copy.hex()
     return f"{record.collection_id.hex()}/{record.segment_id.hex()}.{record.generation}.{copy}"
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    name: str
-    modified_s: float  #: Unix time, by the storage's clock
 
 
 class Objects:
@@ -92,7 +86,11 @@ class Objects:
         """16 random bytes, made by whoever asks first. Raises Unavailable."""
         with self._errors("making the storage's id", Unavailable), contextlib.suppress(AlreadyExistsError):
             obstore.put(self._store, _ID, secrets.token_hex(16).encode(), mode="create")
-        with self._errors("reading the storage's id", Unavailable):
+        return self.known_place_id(Unavailable)
+
+    def known_place_id(self, missing: type[HesearchError] = NotFound) -> bytes:
+        """The same, without making it. Raises `missing` where nobody made it, Unavailable."""
+        with self._errors("reading the storage's id", missing):
             return bytes.fromhex(bytes(obstore.get(self._store, _ID).bytes()).decode())
 
     def now_s(self) -> float:
@@ -154,7 +152,7 @@ class Objects:
             for page in obstore.list(self._store, chunk_size=1000):
                 for found in page:
                     if _NAME.fullmatch(found["path"]):
-                        yield Listed(found["path"], found["last_modified"].timestamp())
+                        yield Listed(found["path"], found["last_modified"].timestamp(), found["size"])
 
     @property
     def has_segments(self) -> bool:

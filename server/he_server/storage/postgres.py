@@ -39,6 +39,7 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 _MIGRATIONS = sorted((Path(__file__).parent / "migrations").glob("*.sql"))
+SCHEMA_VERSION = len(_MIGRATIONS)
 _SCHEMA = "hesearch"  #: a schema of the database, which is made where it is missing
 _KEPT = 10_000  #: transactions; a server that was away for more of them reads everything
 _RESOLVE_S = 15.0  #: how long the outcome of a COMMIT is looked for
@@ -71,7 +72,7 @@ def postgres_errors() -> Iterator[None]:
         raise Unavailable(f"catalogue: PostgreSQL: {code}; nothing was changed") from error
 
 
-def _row(db: psycopg.Connection[Any], statement: bytes, *values: object) -> tuple[Any, ...]:
+def postgres_row(db: psycopg.Connection[Any], statement: bytes, *values: object) -> tuple[Any, ...]:
     row = db.execute(statement, values or None).fetchone()
     if row is None:  # of `folder` there is always one
         raise TamperedDataError("catalogue: the row of the folder is missing")
@@ -129,7 +130,7 @@ class Postgres:
         db = psycopg.connect(self._conninfo, autocommit=True)
         try:
             db.execute(_SETTINGS)
-            fsync, waits = _row(db, b"SELECT current_setting('fsync'), current_setting('synchronous_commit')")
+            fsync, waits = postgres_row(db, b"SELECT current_setting('fsync'), current_setting('synchronous_commit')")
             if fsync != "on":
                 raise InvalidInput("catalogue: PostgreSQL runs with fsync off: what it acknowledges may be lost")
             if waits in ("off", "local"):
@@ -156,18 +157,18 @@ class Postgres:
         db.execute("BEGIN")
         try:
             db.execute("SELECT pg_advisory_xact_lock(hashtext('hesearch migrations'))")
-            if _row(db, b"SELECT to_regnamespace(%s)", _SCHEMA) == (None,):
+            if postgres_row(db, b"SELECT to_regnamespace(%s)", _SCHEMA) == (None,):
                 db.execute(f"CREATE SCHEMA {_SCHEMA}".encode())
-            made = _row(db, b"SELECT to_regclass('folder')") != (None,)
-            version = _row(db, b"SELECT schema_version FROM folder")[0] if made else 0
-            if version > len(_MIGRATIONS):
-                raise FormatVersionError(f"catalogue: got schema version {version}, expected {len(_MIGRATIONS)}")
+            made = postgres_row(db, b"SELECT to_regclass('folder')") != (None,)
+            version = postgres_row(db, b"SELECT schema_version FROM folder")[0] if made else 0
+            if version > SCHEMA_VERSION:
+                raise FormatVersionError(f"catalogue: got schema version {version}, expected {SCHEMA_VERSION}")
             for path in _MIGRATIONS[version:]:
                 db.execute(path.read_bytes())
             if not made:
                 db.execute("INSERT INTO folder VALUES (1, '', '', 0, '', 0)")
-            if version < len(_MIGRATIONS):
-                db.execute("UPDATE folder SET schema_version = %s", (len(_MIGRATIONS),))
+            if version < SCHEMA_VERSION:
+                db.execute("UPDATE folder SET schema_version = %s", (SCHEMA_VERSION,))
             db.execute("COMMIT")
         except BaseException:
             db.close()
@@ -202,13 +203,13 @@ class Postgres:
             db = self._connected()
             try:
                 db.execute(begin)
-                *mark, version, self.sealed = _row(db, head)
+                *mark, version, self.sealed = postgres_row(db, head)
                 break
             except psycopg.OperationalError:
                 if last or not db.broken:
                     self._roll_back()
                     raise  # else it broke since it was used last
-        if version != len(_MIGRATIONS):
+        if version != SCHEMA_VERSION:
             self._roll_back()
             raise Unavailable("catalogue: another version of hesearch has changed its tables; start this one anew")
         self.mark = (mark[0], mark[1])
@@ -277,7 +278,7 @@ class Postgres:
                 if self._watch is None or self._watch.closed:
                     self._watch = self._connect()
                 try:
-                    revision, token, *_ = _row(self._watch, _HEAD)
+                    revision, token, *_ = postgres_row(self._watch, _HEAD)
                     return revision, token
                 except psycopg.OperationalError:
                     if last or not self._watch.broken:

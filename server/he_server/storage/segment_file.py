@@ -45,7 +45,7 @@ MAGIC = b"HESEARCH"
 FILE_FORMAT_VERSION = 1
 _FIXED = struct.Struct("<8sII32s16s32sQ")
 _PART = struct.Struct("<IIQQ32s")
-_MAX_PARTS = 5
+MAX_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +198,12 @@ def read_description(source: Source) -> Description:
         raise TamperedDataError("segment file: its magic is not that of a segment")
     if version != FILE_FORMAT_VERSION:
         raise FormatVersionError(f"segment file: got format version {version}, expected {FILE_FORMAT_VERSION}")
-    if not 1 <= count <= _MAX_PARTS:
-        raise TamperedDataError(f"segment file: got {count} parts, expected 1 to {_MAX_PARTS}")
+    if not 1 <= count <= MAX_PARTS:
+        raise TamperedDataError(f"segment file: got {count} parts, expected 1 to {MAX_PARTS}")
     table = [_PART.unpack_from(page, _FIXED.size + i * _PART.size) for i in range(count)]
     kinds = [kind for kind, *_ in table]
-    if kinds != sorted(set(kinds)) or kinds[0] != 1 or kinds[-1] > _MAX_PARTS:
-        raise TamperedDataError(f"segment file: got parts of kinds {kinds}, expected 1 to {_MAX_PARTS}, ascending")
+    if kinds != sorted(set(kinds)) or kinds[0] != 1 or kinds[-1] > MAX_PARTS:
+        raise TamperedDataError(f"segment file: got parts of kinds {kinds}, expected 1 to {MAX_PARTS}, ascending")
     if max(length for _, _, _, length, _ in table) >> 48:
         raise TamperedDataError("segment file: a part is longer than a file can be")
     description = Description.of(

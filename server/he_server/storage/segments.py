@@ -97,9 +97,7 @@ class Segments:
     def _place(self, record: SegmentRecord | None, path: str) -> Place:
         if record is None:
             raise Conflict("segment: its version is no more; read the manifest again")
-        state = self._catalogue.state(record.collection_id)
-        state.key(record.generation)  # raises where it is gone
-        return Place(record, path, b"").with_key({key.generation: key.secret for key in state.keys})
+        return Place.of(record, self._catalogue.state(record.collection_id), path)
 
     def place_damaged(self, place: Place) -> None:
         """Who read it there found it damaged or missing. If it is, seen from here, it is not searched until it is sent
