@@ -58,10 +58,10 @@ def content(root: Path, kek: KeyProvider | None) -> Content:
     if not report.clean:
         raise TamperedDataError(report.problems[0])
     rows = fsck_catalogue.read(root / "catalogue.sqlite", kek)
-    states = {row.state.to_bytes() for row in rows.collections.values()}
+    states = {state.to_bytes() for state in rows.collections.values()}
     segments = {}
     for record, _ in rows.segments.values():
-        key = rows.collections[record.collection_id].state.key(record.generation)
+        key = rows.collections[record.collection_id].key(record.generation)
         source = open_source(place(root / "segments", record.file_id), key)
         segments[record.segment_id] = source.read(0, source.size_bytes())
     return states, segments

@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from he_engine.engine import Buffer
 from he_engine.errors import FormatVersionError, TamperedDataError
 from he_server.operate.backup_list import CATALOGUE, Entry
-from he_server.operate.fsck_catalogue import Rows, read_without_key
+from he_server.operate.fsck_catalogue import read_without_key
+from he_server.operate.fsck_rows import Rows
 from he_server.storage.files import PAGE_BYTES, NewFile, PlainFile
 from he_server.storage.folder import place as place_of
 from he_server.storage.sealed_file import Envelope

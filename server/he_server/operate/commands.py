@@ -14,8 +14,9 @@ from he_server.audit.keys import KEYS, open_keys
 from he_server.audit.log import FOLDER as AUDIT
 from he_server.operate.backup import backup
 from he_server.operate.backup_files import Summary
-from he_server.operate.fsck import check, locked
+from he_server.operate.fsck import locked
 from he_server.operate.fsck_catalogue import wrapped_key
+from he_server.operate.fsck_command import add_fsck
 from he_server.operate.parsers import DAMAGED, KEK, command, data_folder, progress, report
 from he_server.operate.restore import restore
 from he_server.storage.catalogue import Catalogue
@@ -24,7 +25,6 @@ from he_server.storage.kek import KeyProvider, new_kek_file, open_kek
 from he_server.storage.rekey import rotate
 from he_server.storage.store import Store
 
-_UNSEALED = "NOT SEALED: the key was not needed, and whoever has this folder reads its names and sizes without one"
 _ROTATE_EXAMPLE = "./data --previous-kek file:/etc/hesearch/kek --kek exec:/usr/local/bin/ask-kms"
 _KEK_EXAMPLES = f"""examples:
   hesearch kek new /etc/hesearch/kek
@@ -34,46 +34,11 @@ _KEK_EXAMPLES = f"""examples:
 def add_operator_parsers(subparsers: Any) -> None:
     """Adds the commands to what argparse's add_subparsers() returned. `run` of the namespace gives the exit code: 0 for
     done, 9 for a damaged folder, and HesearchErrors as they come."""
-    _add_fsck(subparsers)
+    add_fsck(subparsers)
     _add_backup(subparsers)
     _add_restore(subparsers)
     _add_kek(subparsers)
     _add_rekey(subparsers)
-
-
-# ---- fsck ------------------------------------------------------------------------------------------------
-def _add_fsck(subparsers: Any) -> None:
-    parser = command(
-        subparsers, "fsck", _fsck, "check every byte of a data folder that no server has open, or of a backup",
-        "./data --kek file:/etc/hesearch/kek\n"
-        "  hesearch fsck ./data --kek file:/etc/hesearch/kek --repair --from ./backup\n\n"
-        "What --from does not bring stays as it is: a client's `hesearch repair` saves what can be read of it.\n"
-        "exit codes: 0 clean, 9 damage (what was repaired is no damage any more), others as `hesearch --help` says",
-    )  # fmt: skip
-    parser.add_argument("data", type=Path, help="the data folder, or a backup")
-    parser.add_argument("--kek", default="", metavar="SPEC", help=f"of a sealed folder: {KEK}")
-    parser.add_argument("--repair", action="store_true", help="repair what can be; nothing that was stored is deleted")
-    parser.add_argument("--from", dest="source", type=Path, metavar="BACKUP", help="with --repair: fetch segments here")
-
-
-def _fsck(arguments: argparse.Namespace) -> int:
-    if arguments.source is not None and not arguments.repair:
-        raise InvalidInput("--from: it says where to repair from; give --repair, too")
-    data, source = require(arguments.data, "Fsck"), None
-    if arguments.source is not None:
-        source = require(arguments.source, "Backup")  # what it brings is a copy of that folder
-    kek = open_kek(arguments.kek) if arguments.kek else None
-    found = check(data, kek, repair=arguments.repair, source=source)
-    lines = [_UNSEALED] if kek and not found.sealed and (found.clean or found.collections) else []
-    lines += [f"repair: {text}" for text in found.repaired]
-    lines += [f"left over: {text} (a server removes it in time, --repair now)" for text in found.leftovers]
-    lines += [f"problem: {text}" for text in found.problems]
-    lines.append(
-        f"{'clean' if found.clean else 'damaged'}: {found.collections} collections, {found.segments} segments, "
-        f"{found.checked_bytes / 1e6:.1f} MB checked"
-    )
-    report(arguments, {"clean": found.clean, **asdict(found)}, "\n".join(lines))
-    return 0 if found.clean else DAMAGED
 
 
 # ---- backups ---------------------------------------------------------------------------------------------

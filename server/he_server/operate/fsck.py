@@ -1,4 +1,5 @@
-"""A data folder checked byte by byte, and repaired as far as that is possible.
+"""A data folder checked byte by byte, and repaired as far as that is possible. Where the catalogue is in PostgreSQL,
+he_server.operate.fsck_remote checks it.
 
 `check` reads every row and every segment file in full and changes nothing. What a crash may leave (files on their way,
 files without a row) is no damage; the next server removes it. With `repair`:
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from he_engine.errors import HesearchError, NotFound, TamperedDataError, Unavailable
+from he_engine.errors import HesearchError, NotFound, Unavailable
 from he_server.audit.heads import HEAD
 from he_server.audit.keys import KEYS
 from he_server.audit.log import FOLDER as AUDIT
@@ -29,7 +30,7 @@ from he_server.audit.log import OPERATORS
 from he_server.audit.reading import LOG
 from he_server.audit.verify import verify as verify_audit
 from he_server.operate import fsck_catalogue
-from he_server.operate.fsck_catalogue import Rows
+from he_server.operate.fsck_rows import Rows, require_described
 from he_server.storage import files
 from he_server.storage.catalogue_rows import SegmentRecord
 from he_server.storage.folder import place, require_no_backup, require_own_catalogue, unfinished_catalogues
@@ -87,7 +88,7 @@ def check(
     Raises NotFound, Unavailable (a server has it open), InvalidInput (no kek; a catalogue in PostgreSQL),
     WrongKeyError, FormatVersionError; with `repair` LimitExceeded, ReadOnlyError, too, and InvalidInput for a backup.
     """
-    require_own_catalogue(root)
+    require_own_catalogue(root, "; give it, and --segments of the server, too")
     if not (root / "catalogue.sqlite").exists() and not any((root / "segments").glob("*/*")):
         raise NotFound("data folder: there is none, or it has no catalogue")
     if source is not None and not (source / "catalogue.sqlite").exists():
@@ -142,18 +143,26 @@ def look(root: Path, kek: KeyProvider | None, progress: Progress) -> Findings:
         if strays and not (catalogue.exists() and catalogue.stat().st_size):
             rows.problems.append("catalogue: it is missing, and there are segments; restore a backup")
     found = Findings(rows, list(rows.problems), strays, unfinished)
-    logs = {"audit log": (AUDIT, LOG, HEAD, KEYS), "operators' audit log": (OPERATORS, LOG, HEAD)}  # has keys before
-    for what, (folder, *names) in logs.items():
-        if any((root / folder / name).exists() for name in names) and (problem := _audit_problem(root / folder)):
-            found.problems.append(f"{what}: {problem}; `hesearch audit verify` and docs/audit.md say more")
+    found.problems += audit_problems(root)
+    live = rows.live
     for key, (record, _) in rows.segments.items():
         try:
             found.checked_bytes += _check_segment(segments, rows, record, progress)
         except HesearchError as error:
             found.damaged.append(record)
-            state = "live" if key in rows.live else "not live"
-            found.problems.append(f"{rows.label(key[0])}, segment {key[1].hex()} ({state}): {error}; {_ADVICE}")
+            state = "live" if key in live else "not live"
+            found.problems.append(f"{rows.label_of(key)} ({state}): {error}; {_ADVICE}")
     return found
+
+
+def audit_problems(root: Path) -> list[str]:
+    """Of its two logs; a server may be writing them."""
+    logs = {"audit log": (AUDIT, LOG, HEAD, KEYS), "operators' audit log": (OPERATORS, LOG, HEAD)}  # has keys before
+    return [
+        f"{what}: {problem}; `hesearch audit verify` and docs/audit.md say more"
+        for what, (folder, *names) in logs.items()
+        if any((root / folder / name).exists() for name in names) and (problem := _audit_problem(root / folder))
+    ]
 
 
 def _audit_problem(folder: Path) -> str:
@@ -165,18 +174,7 @@ def _audit_problem(folder: Path) -> str:
 
 def _check_segment(segments: Path, rows: Rows, record: SegmentRecord, progress: Progress) -> int:
     """The bytes read. Raises HesearchErrors."""
-    state = rows.collections[record.collection_id].state
+    state = rows.collections[record.collection_id]
     description = verify(open_source(place(segments, record.file_id), state.key(record.generation)), progress)
-    seen = SegmentRecord(
-        description.collection_id,
-        description.segment_id,
-        description.blocks,
-        description.stored_bytes,
-        description.index_bytes,
-        record.generation,
-    )
-    if seen.file_id != record.file_id:
-        raise TamperedDataError("segment file: it is another segment's")
-    if seen != record or description.parameter_digest != state.record.parameter_digest:
-        raise TamperedDataError("segment file: its row says something else of it")
+    require_described(description, record, state)
     return description.file_bytes

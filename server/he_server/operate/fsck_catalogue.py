@@ -2,7 +2,7 @@
 
 It is read from a copy (with the log of a server that was killed), so the file itself stays as it is; a copy of schema
 version 1 is first brought to the newest. Rows are taken one by one, from both ends of each table where a page between
-is damaged; a row counts if its cells open.
+is damaged; a row counts if its cells open (he_server.operate.fsck_rows).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from he_engine.errors import FormatVersionError, HesearchError, InvalidInput, TamperedDataError
+from he_engine.errors import FormatVersionError, TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
+from he_server.operate.fsck_rows import Rows, folder_key
 from he_server.storage import catalogue_v1
 from he_server.storage.catalogue import Catalogue
-from he_server.storage.catalogue_file import BEFORE_TENANTS, FOLDER_KEY_CONTEXT, SCHEMA_VERSION
-from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_from_bytes, segment_to_bytes
-from he_server.storage.cells import close_cell, open_cell
+from he_server.storage.catalogue_file import BEFORE_TENANTS, SCHEMA_VERSION
+from he_server.storage.catalogue_rows import SegmentRecord, segment_to_bytes
+from he_server.storage.cells import close_cell
 from he_server.storage.database import APPLICATION_ID, Database
 from he_server.storage.files import storage_errors
 from he_server.storage.kek import KeyProvider
@@ -29,51 +29,11 @@ from he_server.storage.kek import KeyProvider
 DAMAGE = (sqlite3.Error, UnicodeDecodeError)  #: the latter: a message of SQLite that quotes damaged text
 
 
-@dataclass(frozen=True, slots=True)
-class CollectionRow:
-    """A sound row, and its cells as they are."""
-
-    state: State
-    cell: bytes
-    manifest: bytes
-
-
-@dataclass(slots=True)
-class Rows:
-    """All that is sound, and what is not."""
-
-    wrapped_key: bytes = b""
-    key: RootKey | None = None
-    collections: dict[bytes, CollectionRow] = field(default_factory=dict)
-    segments: dict[Key, tuple[SegmentRecord, float]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)  #: those of them that no rebuilding mends
-    rowless: list[Key] = field(default_factory=list)  #: live segments without a sound row
-
-    def label(self, collection_id: bytes) -> str:
-        """For messages."""
-        row = self.collections.get(collection_id)
-        return f"collection {row.state.record.name!r}" if row else f"collection {collection_id.hex()}"
-
-    @property
-    def live(self) -> set[Key]:
-        return {(c, segment_id) for c, row in self.collections.items() for segment_id in row.state.live}
-
-    @property
-    def file_ids(self) -> list[FileId]:
-        return [record.file_id for record, _ in self.segments.values()]
-
-
 def read(catalogue: Path, kek: KeyProvider | None) -> Rows:
     """Raises FormatVersionError for another program's file or a newer version's; InvalidInput or WrongKeyError where
     `kek` is not what opens it; Unavailable."""
 
-    def key_of(wrapped: bytes) -> RootKey:
-        if kek is None:
-            raise InvalidInput("kek: this data folder is sealed; give the key-encryption key that opens it (--kek)")
-        return RootKey(kek.unwrap(wrapped, FOLDER_KEY_CONTEXT))
-
-    return _read_copy(catalogue, key_of)
+    return _read_copy(catalogue, lambda wrapped: folder_key(wrapped, kek))
 
 
 def read_without_key(catalogue: Path) -> Rows:
@@ -131,45 +91,11 @@ def _read(db: sqlite3.Connection, key_of: Callable[[bytes], RootKey | None], row
     for collection_id, cell, manifest in _readable(
         db, "collections", "collection_id, state, manifest", ["rowid"], rows
     ):
-        _take_collection(rows, collection_id, cell, manifest)
-    homeless = 0
-    for collection_id, segment_id, cell in _readable(
-        db, "segments", "collection_id, segment_id, cell", ["collection_id", "segment_id"], rows
-    ):
-        key = (collection_id, segment_id)
-        try:
-            raw = open_cell(rows.key, "segment", length_prefixed(*key), cell)
-            found_row = segment_from_bytes(key, raw)
-        except HesearchError as error:
-            rows.problems.append(
-                f"{rows.label(collection_id)}, segment {segment_id.hex()}: its row is damaged ({error})"
-            )
-            continue
-        if collection_id in rows.collections:
-            rows.segments[key] = found_row
-        else:
-            homeless += 1
-    if homeless:
-        rows.lost.append(f"catalogue: {homeless} segments belong to collections whose rows are damaged or gone")
-    rows.problems += rows.lost
-    rows.rowless = sorted(rows.live - rows.segments.keys())
-    rows.problems += [
-        f"{rows.label(collection_id)}, segment {segment_id.hex()}: it is live and has no row"
-        for collection_id, segment_id in rows.rowless
-    ]
-
-
-def _take_collection(rows: Rows, collection_id: bytes, cell: bytes, manifest: bytes) -> None:
-    try:
-        state = State.parse(collection_id, open_cell(rows.key, "collection", collection_id, cell))
-        open_cell(rows.key, "manifest", length_prefixed(collection_id, state.record.version), manifest)
-    except HesearchError as error:
-        rows.lost.append(
-            f"collection {collection_id.hex()}: its row is damaged, and nothing else holds what it said ({error}); "
-            "restore a backup"
-        )
-        return
-    rows.collections[collection_id] = CollectionRow(state, cell, manifest)
+        if rows.take_collection(collection_id, cell, manifest):
+            rows.cells[collection_id] = cell, manifest
+    for row in _readable(db, "segments", "collection_id, segment_id, cell", ["collection_id", "segment_id"], rows):
+        rows.take_segment(*row)
+    rows.finish()
 
 
 def _readable(
@@ -200,7 +126,7 @@ def rebuild(target: Path, rows: Rows, found: Iterable[tuple[SegmentRecord, float
             db.execute("UPDATE folder SET wrapped_key = ?", (rows.wrapped_key,))
             db.executemany(
                 "INSERT INTO collections VALUES (?, ?, ?)",
-                ((collection_id, row.cell, row.manifest) for collection_id, row in rows.collections.items()),
+                ((collection_id, *cells) for collection_id, cells in rows.cells.items()),
             )
             for record, touched_s in (*rows.segments.values(), *found):
                 key = record.file_id[:2]

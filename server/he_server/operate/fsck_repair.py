@@ -14,7 +14,7 @@ from he_engine.errors import HesearchError, NotFound, TamperedDataError
 from he_engine.keys import length_prefixed
 from he_server.operate import fsck_catalogue
 from he_server.operate.fsck import Findings
-from he_server.operate.fsck_catalogue import Rows
+from he_server.operate.fsck_rows import Rows
 from he_server.storage import files
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_to_bytes
 from he_server.storage.cells import close_cell
@@ -67,11 +67,11 @@ class Repair:
         """Its file from the source, sealed as its row says."""
         if self._source is None:
             return False
-        label = _label(rows, record)
+        label = rows.label_of(record.key)
         try:
             found = self._source.segment(record.file_id[:2])
             description = verify(found)
-            data_key = rows.collections[record.collection_id].state.key(record.generation)
+            data_key = rows.collections[record.collection_id].key(record.generation)
         except HesearchError as error:
             self.done.append(f"{label}: the source has no sound one ({error})")
             return False
@@ -152,7 +152,7 @@ class Repair:
 
     def _row_of_file(self, rows: Rows, key: Key) -> tuple[SegmentRecord, float]:
         """A live segment's row, of its file's header; where that is not sound, either, one that no file matches."""
-        state = rows.collections[key[0]].state
+        state = rows.collections[key[0]]
         for file_id in _file_ids(key, state):
             with contextlib.suppress(HesearchError):
                 found = read_description(open_source(place(self._segments, file_id), state.key(file_id[2])))
@@ -165,7 +165,7 @@ class Repair:
     def _mend_row(self, rows: Rows, record: SegmentRecord) -> bool:
         """Where its file is sound and its row says something else of it: made of nothing, while nothing could be read.
         False: its file is not sound."""
-        state = rows.collections[record.collection_id].state
+        state = rows.collections[record.collection_id]
         try:
             found = verify(open_source(place(self._segments, record.file_id), state.key(record.generation)))
         except HesearchError:
@@ -181,7 +181,7 @@ class Repair:
             raw = segment_to_bytes(mended, rows.segments[key][1])
             cell = close_cell(rows.key, "segment", length_prefixed(*key), raw)
             self._change("UPDATE segments SET cell = ? WHERE collection_id = ? AND segment_id = ?", [(cell, *key)])
-            self.done.append(f"{_label(rows, record)}: its row was made anew of its file")
+            self.done.append(f"{rows.label_of(record.key)}: its row was made anew of its file")
         return True
 
     def _forget(self, rows: Rows, records: list[SegmentRecord]) -> None:
@@ -189,7 +189,7 @@ class Repair:
         if records:
             statement = "DELETE FROM segments WHERE collection_id = ? AND segment_id = ?"
             self._change(statement, [record.file_id[:2] for record in records])
-        self.done += [f"{_label(rows, record)}: forgotten, as no manifest names it" for record in records]
+        self.done += [f"{rows.label_of(record.key)}: forgotten, as no manifest names it" for record in records]
 
     def _change(self, statement: str, values: list[tuple[bytes, ...]]) -> None:
         """In one transaction. Raises as Database."""
@@ -207,17 +207,13 @@ class Donor:
 
     def segment(self, key: Key) -> Source:
         """Raises NotFound, TamperedDataError."""
-        row = self._rows.collections.get(key[0])
-        if row is None:
+        state = self._rows.collections.get(key[0])
+        if state is None:
             raise NotFound("source: it does not have the collection")
-        for file_id in _file_ids(key, row.state):
+        for file_id in _file_ids(key, state):
             if (path := place(self._segments, file_id)).exists():
-                return open_source(path, row.state.key(file_id[2]))
+                return open_source(path, state.key(file_id[2]))
         raise NotFound("source: it does not have the segment")
-
-
-def _label(rows: Rows, record: SegmentRecord) -> str:
-    return f"{rows.label(record.collection_id)}, segment {record.segment_id.hex()}"
 
 
 def _file_ids(key: Key, state: State) -> Iterator[FileId]:
