@@ -7,8 +7,8 @@ a crash (`pg_ctl stop -m immediate`: no buffer is written, it recovers from its 
 so that many crashes come while one is under way. What the server then looked up is counted: commits that PostgreSQL
 had made, and those that it had not.
 
-JSON keys beside those of tests.torture.tally: `counts` as in tests.torture.kill_server, and `commits without an answer:
-made`, `… not made`.
+JSON keys beside those of tests.torture.tally: `counts` as in tests.torture.kill_server (`fsck` after each crash, while
+the server goes on), and `commits without an answer: made`, `… not made`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from he_server.operate.fsck_remote import check_remote
 from tests.postgres_fixture import PostgresServer
 from tests.torture.kill_server import BATCH, Scene
 from tests.torture.rows import small_segments
@@ -28,7 +29,8 @@ class PostgresScene(Scene):
     """One data folder, its server, and the PostgreSQL that has its catalogue."""
 
     def __init__(self, seed: int, folder: Path, tally: Tally, postgres: PostgresServer, *, sealed: bool) -> None:
-        super().__init__(seed, folder, tally, "--catalogue", postgres.new_database(), sealed=sealed)
+        self._url = postgres.new_database()
+        super().__init__(seed, folder, tally, "--catalogue", self._url, sealed=sealed)
         self._postgres = postgres
 
     def crash(self) -> None:
@@ -36,12 +38,18 @@ class PostgresScene(Scene):
 
     def revive(self) -> None:
         self._postgres.start()
+        self._check()
 
     def fsck(self) -> None:
-        """It reads no catalogue in PostgreSQL; every row is read by clients, after every run."""
+        """PostgreSQL is away."""
+
+    def _check(self) -> None:
+        """While the server goes on."""
+        self.checked(check_remote(self._server.data, self._url, kek=self.kek))
 
     def close(self) -> None:
         super().close()
+        self._check()
         log = self._server.log.read_text()
         for outcome in ("made", "not made"):
             self.tally.counts[f"commits without an answer: {outcome}"] += log.count(f"during a commit: {outcome}")

@@ -24,8 +24,8 @@ import numpy as np
 
 from he_client import Client, Collection, CollectionKey
 from he_engine.errors import Unavailable
-from he_server.operate.fsck import check
-from he_server.storage.kek import new_kek_file, open_kek
+from he_server.operate.fsck import Report, check
+from he_server.storage.kek import KeyProvider, new_kek_file, open_kek
 from tests.torture.moments import Moments
 from tests.torture.rows import Operation, Owner, create, small_segments
 from tests.torture.server import Server, free_port
@@ -167,7 +167,13 @@ class Scene:
 
     def fsck(self) -> None:
         """Of a folder that no server has open."""
-        report = check(self._server.data, open_kek(self._kek) if self._kek else None)
+        self.checked(check(self._server.data, self.kek))
+
+    @property
+    def kek(self) -> KeyProvider | None:
+        return open_kek(self._kek) if self._kek else None
+
+    def checked(self, report: Report) -> None:
         self.tally.counts["fsck"] += 1
         for problem in report.problems:
             self.tally.fail(f"{self.where}, fsck", problem)

@@ -6,7 +6,7 @@ Clients, operations and moments are those of tests.torture.kill_server. The cata
 are on object storage (moto, in a process of its own), so whatever was acknowledged is there for a server that starts on
 an empty data folder. In half of the runs the folder stays, and its copies are used again.
 
-JSON keys: those of tests.torture.kill_server, and `counts`: `disks lost`.
+JSON keys: those of tests.torture.kill_server, and `counts`: `disks lost`; `fsck` is of rows and objects.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from he_server.operate.fsck_remote import check_remote
 from tests.postgres_fixture import PostgresServer
 from tests.s3_fixture import ENVIRONMENT, S3Server
 from tests.torture.kill_server import BATCH, Scene
@@ -26,6 +27,11 @@ from tests.torture.tally import Tally, main
 class LossyScene(Scene):
     """One server, whose machine may be lost."""
 
+    def __init__(self, seed: int, folder: Path, tally: Tally, where: dict[str, str], *, sealed: bool) -> None:
+        options = [text for name, url in where.items() for text in (f"--{name}", url)]
+        super().__init__(seed, folder, tally, *options, sealed=sealed)
+        self._where = where
+
     def crash(self) -> None:
         super().crash()
         if self._rng.random() < 0.5:
@@ -33,7 +39,7 @@ class LossyScene(Scene):
             self.tally.counts["disks lost"] += 1
 
     def fsck(self) -> None:
-        """It reads no catalogue in PostgreSQL; every row is read by clients, after every run."""
+        self.checked(check_remote(self._server.data, **self._where, kek=self.kek))
 
 
 def run(seed: int, runs: float, tally: Tally) -> None:
@@ -45,9 +51,9 @@ def run(seed: int, runs: float, tally: Tally) -> None:
         tempfile.TemporaryDirectory(prefix="hesearch-torture-") as name,
     ):
         for batch, first in enumerate(range(0, int(runs), BATCH)):
-            where = ("--catalogue", postgres.new_database(), "--segments", s3.new_bucket())
+            where = {"catalogue": postgres.new_database(), "segments": s3.new_bucket()}
             sealed = bool((seed + batch) % 2)
-            scene = LossyScene(seed + batch, Path(name) / str(batch), tally, *where, sealed=sealed)
+            scene = LossyScene(seed + batch, Path(name) / str(batch), tally, where, sealed=sealed)
             scene.open()
             for number in range(first, min(first + BATCH, int(runs))):
                 scene.run(number)
