@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import shutil
 import sqlite3
 import time
@@ -24,6 +26,8 @@ from he_server.storage.folder import place
 from he_server.storage.kek import KeyProvider
 from he_server.storage.sealed_file import CHUNK_BYTES, NewSealedFile
 from he_server.storage.segment_file import Source, open_source, read_description, verify
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)  #: a file system that has none, or no more of this file
 
 
 class Repair:
@@ -104,8 +108,14 @@ class Repair:
             target = target.with_name(f"{target.name}.{time.time_ns()}")
         files.make_folder(target.parent, 0o700)
         with files.storage_errors("putting a file aside"):
-            path.rename(target)
+            try:
+                os.link(path, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                path.rename(target)
             files.sync_folder(target.parent)
+            path.unlink(missing_ok=True)
             files.sync_folder(path.parent)
         self.done.append(f"moved {path.relative_to(self._root)} to {target.relative_to(self._root)}")
 
