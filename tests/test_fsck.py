@@ -16,6 +16,7 @@ from he_client import Client, CollectionKey
 from he_engine.errors import InvalidInput, NotFound, Unavailable, WrongKeyError
 from he_engine.keys import RootKey
 from he_server.operate.fsck import Report, check
+from he_server.storage import files
 from he_server.storage.kek import KeyProvider, SecretKek
 from he_server.storage.store import Store
 from tests.store_fixture import COLLECTION, KEK, RECORD, described, made, path_of, uploaded, verify
@@ -265,6 +266,28 @@ def test_a_segment_comes_back_from_a_backup(
     assert any("fetched" in text for text in report.repaired)
     _serves(data, kek, live)
     assert _unchanged(data, kek).clean
+
+
+def test_what_is_put_aside_is_there_before_it_leaves(
+    data: Path, kek: KeyProvider | None, live: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name aside is synced while it has the old one, too: a disk may keep the two folders' entries in any order."""
+    shutil.copytree(data, data.parent / "backup")
+    path = path_of(data, live[1])
+    _altered(path)
+    altered, synced = path.read_bytes(), []
+    sync_folder = files.sync_folder
+
+    def watched(folder: Path) -> None:
+        aside = [one for one in folder.iterdir() if one.is_file() and one.read_bytes() == altered]
+        if folder != path.parent and aside:
+            synced.append(path.read_bytes() == altered)
+        sync_folder(folder)
+
+    monkeypatch.setattr(files, "sync_folder", watched)
+    assert check(data, kek, repair=True, source=data.parent / "backup").clean
+    assert synced == [True]
+    _serves(data, kek, live)
 
 
 def test_a_backup_that_is_damaged_helps_nobody(data: Path, kek: KeyProvider | None, live: list[bytes]) -> None:
