@@ -43,6 +43,7 @@ class Outcome:
     taken: int = 0  #: inputs that were taken as right
     slowest_s: float = 0.0
     peak_bytes: int = 0
+    threads: int = 1  #: of this process, between inputs
     failures: dict[str, bytes] = field(default_factory=dict)  #: what went wrong and where → the first such input
 
 
@@ -102,13 +103,29 @@ def _elapsed_s(target: Target, data: bytes, outcome: Outcome) -> float:
 
 
 def _peak_bytes(target: Target, data: bytes, outcome: Outcome) -> int:
+    _wait_for_threads(outcome)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         _elapsed_s(target, data, outcome)
         return tracemalloc.get_traced_memory()[1] - before
     finally:
+        _wait_for_threads(outcome)
         tracemalloc.stop()
+
+
+def _threads() -> int:
+    """As the system counts them: one whose end Python has waited for may be there yet."""
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+def _wait_for_threads(outcome: Outcome) -> None:
+    """Until those of the last input have gone, a second at most. One that frees its memory while tracemalloc starts or
+    stops, which replaces the allocator in several steps, ends the process (seen with Python 3.11)."""
+    until_s = time.perf_counter() + 1.0
+    while _threads() > outcome.threads and time.perf_counter() < until_s:
+        time.sleep(0.0005)
+    outcome.threads = max(outcome.threads, _threads())  # those that stay
 
 
 def _signature(error: Exception) -> str:
