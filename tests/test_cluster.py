@@ -28,7 +28,7 @@ def test_answers_from_ray(file: str) -> None:
     run_inside("-m", "pytest", "-p", "no:cacheprovider", f"tests/cluster/{file}.py")
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.large), 2])
 def test_the_sdk_on_ray(nodes: int) -> None:
     """The tests that every server has to pass, with answers from as many nodes."""
     run_inside("-m", "tests.cluster.conformance", str(nodes))

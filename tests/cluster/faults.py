@@ -23,10 +23,18 @@ from tests.cluster.answers import Residues, filled, opened, residues
 from tests.cluster_fixture import Nodes, actors, kill, serving
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[Nodes]:
+    with Nodes(2) as nodes:
+        yield nodes
+
+
 @pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    with Nodes(2) as started:
-        yield started
+def nodes(started: Nodes) -> Nodes:
+    """Two, whatever the last test took."""
+    while len(started.nodes) < 2:
+        started.nodes.append(started.add())
+    return started
 
 
 def prepared(folder: Path) -> Residues:
