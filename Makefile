@@ -16,7 +16,7 @@ help:
 	@echo "make demo        build, then search 98,505 encrypted titles of diagnoses; ARGS='--query \"...\"' asks yours"
 	@echo "make healthcare  diagnoses predicted from notes of synthetic patients: in the clear, encrypted, private (minutes)"
 	@echo "make test        build, then lint, type-check and run the test suite"
-	@echo "make test-large  ten million exact scores against the plaintext integer search (about a minute)"
+	@echo "make test-large  ten million exact scores against the plaintext integer search, and the SDK on one node of Ray (minutes)"
 	@echo "make single-use  a million encryptions: no block id, query secret or nonce twice (about a minute)"
 	@echo "make federated   hospitals that train together, encrypted: the table of examples/federated (some minutes)"
 	@echo "make bench       every figure, measured here into build/bench (an hour or so); again: goes on where it stopped"
