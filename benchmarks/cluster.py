@@ -103,11 +103,8 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
             )
             for kind, (threads, shards) in kinds.items()
         }
-    return {"index_bytes": segments * SEGMENT_BYTES, **found, "arguments": arguments_of(a), "machine": describe()}
-
-
-def arguments_of(a: argparse.Namespace) -> dict[str, Any]:
-    return {"rows": a.rows, "threads": a.threads, "rounds": a.rounds}
+    arguments = {"rows": a.rows, "threads": a.threads, "rounds": a.rounds}
+    return {"index_bytes": segments * SEGMENT_BYTES, **found, "arguments": arguments, "machine": describe()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -103,19 +103,18 @@ class Actors:
         return handle
 
     def _found(self, shard: int, replica: int) -> Any:
-        node = self._nodes[(shard + replica) % len(self._nodes)]
+        config, node = self._config, self._nodes[(shard + replica) % len(self._nodes)]
         options: dict[str, Any] = {
             "name": f"shard-{shard}-{replica}",
             "namespace": self.namespace,
-            "lifetime": "detached" if self._config.segments else None,
+            "lifetime": "detached" if config.segments else None,
             "get_if_exists": True,
             "max_restarts": -1,
-            "num_cpus": self._config.threads,
-            "num_gpus": int(self._config.device == "gpu"),
+            "num_cpus": config.threads,
+            "num_gpus": int(config.device == "gpu"),
             "max_concurrency": CALLS,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
         }
-        config = self._config
         settings = ShardSettings(
             config.segments, config.threads, config.target, config.index_memory_bytes, config.device
         )

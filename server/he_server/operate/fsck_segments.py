@@ -22,7 +22,6 @@ from he_server.storage.catalogue_rows import SegmentRecord, State
 from he_server.storage.folder import place
 from he_server.storage.places import Place
 from he_server.storage.postgres_reader import PostgresReader
-from he_server.storage.segment_file import verify
 
 if TYPE_CHECKING:  # what brings extras is imported where it is wanted
     from he_server.storage.objects import Objects
@@ -145,8 +144,7 @@ class SegmentCheck:
         """The bytes read. Raises TamperedDataError, FormatVersionError, Unavailable."""
         path = "" if self._objects else str(place(self._segments, record.file_id))
         one = Place.of(record, state, path)
-        with self._room.taken(0 if path else one.most_bytes), one.opened(self._objects) as (description, source):
-            if one.secret:
-                description = verify(source)
+        with self._room.taken(0 if path else one.most_bytes):
+            description = one.verified(self._objects)
         require_described(description, record, state)
         return description.file_bytes

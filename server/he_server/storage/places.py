@@ -75,6 +75,11 @@ class Place:
                 raise TamperedDataError("segment file: it is another segment's")
             yield description, source
 
+    def verified(self, objects: Objects | None) -> Description:
+        """Every byte of it read, once. Raises as `opened`, FormatVersionError."""
+        with self.opened(objects) as (description, source):
+            return verify(source) if self.record.generation else description
+
     @contextlib.contextmanager
     def _fetched(self, objects: Objects | None) -> Iterator[Path]:
         """Its object, in memory."""

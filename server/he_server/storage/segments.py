@@ -26,7 +26,7 @@ from he_server.storage.indexes import Indexes
 from he_server.storage.pins import Pins
 from he_server.storage.places import Place
 from he_server.storage.sealed_file import NewSealedFile
-from he_server.storage.segment_file import Description, Source, StoredSegment, open_source, read_description, verify
+from he_server.storage.segment_file import Description, Source, StoredSegment, open_source, read_description
 from he_server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class Segments:
     @staticmethod
     def _require_damaged(place: Place, objects: Objects | None) -> None:
         """One node that cannot read must not take a segment from all others."""
-        with contextlib.suppress(TamperedDataError), place.opened(objects) as (_, source):
-            verify(source)
+        with contextlib.suppress(TamperedDataError):
+            place.verified(objects)
             raise Unavailable("cluster: a node found a segment damaged that is sound here")
 
     def sound(self, key: Key) -> StoredSegment:
