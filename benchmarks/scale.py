@@ -42,14 +42,17 @@ from benchmarks.concurrency import crowd
 from benchmarks.machine import describe, print_json
 from benchmarks.servers import ANSWER, Asker, Encrypted, process, serve
 from he_client import Client, CollectionKey
-from he_client.embedded import EmbeddedTransport
 from he_client.scaling.measured import facts
 from he_client.scaling.service_times import MeasuredTimes
 from he_client.scaling.sharing import Sharing
 from he_client.scaling.simulated import UNIT_BYTES, Simulated
 from he_client.scaling.simulation import simulate
 from he_proto.v1 import hesearch_pb2 as pb
+from he_server.access.access import Caller
+from he_server.config import ServerConfig
+from he_server.service import Service
 
+THREADS = 1  #: of a node that compute
 GOAL = 0.15  #: by which the simulated median may be off
 CALLERS = (1, 2, 4, 8, 16)
 SIMULATED = 20_000  #: queries
@@ -65,7 +68,7 @@ class Node:
 
     def __init__(self, stack: ExitStack, folder: Path, rows: np.ndarray[Any, Any], profile: str) -> None:
         self.folder, key = folder, CollectionKey.generate()
-        self.address, _ = stack.enter_context(process(*serve(folder, threads=1)))
+        self.address, _ = stack.enter_context(process(*serve(folder, threads=THREADS)))
         with Client(self.address, insecure=True) as client:
             made = client.create_collection("c", dim=rows.shape[1], key=key, profile=profile)
             made.insert(range(len(rows)), rows)
@@ -86,9 +89,9 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _here(service: EmbeddedTransport, messages: Messages) -> list[Any]:
+def _here(service: Service, messages: Messages) -> list[Any]:
     requests = [pb.AnswerRequest.FromString(message) for message in messages]
-    return list(service.stream("Answer", iter(requests), timeout_s=0))
+    return list(service.answer(iter(requests), Caller()))
 
 
 def _both(pool: ThreadPoolExecutor, nodes: Sequence[Node]) -> tuple[list[float], float]:
@@ -127,7 +130,7 @@ def _alone(shards: int, times_s: Sequence[float]) -> Simulated:
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------
-def unloaded(whole: Node, halves: Sequence[Node], small: Node, service: EmbeddedTransport, rounds: int) -> Figures:
+def unloaded(whole: Node, halves: Sequence[Node], small: Node, service: Service, rounds: int) -> Figures:
     """One node and two, in turns; the first two rounds warm up."""
     answers = sum(len(one.residues) for one in _here(service, whole.messages))
     passes: list[float] = []
@@ -228,7 +231,7 @@ def measure(a: argparse.Namespace) -> Figures:
         parts = {"whole": rows, "first": rows[:half], "second": rows[half:], "small": rows[:1]}
         whole, first, second, small = (Node(stack, folder / n, part, a.profile) for n, part in parts.items())
         shutil.copytree(whole.folder, folder / "here", ignore=shutil.ignore_patterns("*lock*"))
-        service = EmbeddedTransport(folder / "here")
+        service = Service(ServerConfig(data=folder / "here", threads=THREADS))
         stack.callback(service.close)
         computed = [one.SerializeToString() for one in _here(service, whole.messages)]
         for node in (whole, first, second, small):

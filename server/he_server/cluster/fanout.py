@@ -188,6 +188,8 @@ class FanOut:
         pieces = list(self._new(part, batch))
         if part.missing.complete:
             self._open.remove(part)
+            if batch.done:  # it has forgotten the call
+                part.sources.remove(source)
             while part.sources:
                 self._leave(part.sources.pop())
         elif batch.done:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from he_server.search.answering import Segment
 
-SPARE = 1.25  #: a shard takes so many times its share of bytes, or one segment more than its share
+SPARE = 1.1  #: a shard takes so many times its share of bytes, or one segment more: a call waits for the fullest
 
 S = TypeVar("S", bound=Segment)
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from he_server.storage.objects import Objects
 
 TAKE_BYTES = 4 << 20  #: of answers in one batch, and one unit's
-TAKE_S = 0.02  #: how long a batch that has something waits for more
+TAKE_S = 0.04  #: how long a call's first batch waits for more when it has something; each later one twice as long,
+MOST_TAKE_S = 0.16  #: up to so long: a batch costs Ray some milliseconds, whatever its size
 LIFE_S = 0.5  #: who has nothing to give says so after that
 LEASE_S = 60.0
 IDLE_S = 900.0  #: an actor that no front end asks for so long ends
@@ -54,6 +55,7 @@ class _Call:
     lock: threading.Lock = field(default_factory=threading.Lock)  #: of `pieces`
     coming: Future[Batch] | None = None
     touched_s: float = field(default_factory=time.monotonic)
+    take_s: float = TAKE_S  #: of the next batch
     left: bool = False
 
 
@@ -174,10 +176,11 @@ class Shard:
             headers.append((call.positions[unit.segment.key], piece.query, unit.first_block, unit.blocks))
             answers.append(piece.answers)
             size += len(piece.answers)
-            until_s = min(until_s, time.monotonic() + TAKE_S)
+            until_s = min(until_s, time.monotonic() + call.take_s)
             if size >= TAKE_BYTES or time.monotonic() > until_s:
                 done = False
                 break
+        call.take_s = min(2 * call.take_s, MOST_TAKE_S)
         return Batch(tuple(headers), np.frombuffer(b"".join(answers), np.uint8), done)
 
     def _pieces(self, call: _Call, searched: Searched, queries: Sequence[memoryview]) -> Iterator[Piece]:
