@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def command(module: str, arguments: Mapping[str, Any]) -> str:
         elif isinstance(value, list) and value:
             words.append(f"{option} {' '.join(map(str, value))}")
         elif value is not False and value not in (None, "", []):
-            words.append(f"{option} {value}")
+            words.append(f"{option} {shlex.quote(str(value))}")
     return " ".join(words)
 
 

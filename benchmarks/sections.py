@@ -210,11 +210,13 @@ def at_rest(run: Run) -> list[str]:
 
 def object_storage(run: Run) -> list[str]:
     f = run.load("cold_start")
-    what = "an S3 server (moto) and PostgreSQL on the same machine" if f["local"] else "an object storage elsewhere"
+    where = {"moto": "an S3 server (moto) on the same machine", "this machine": "an S3 server on the same machine"}
+    what = where.get(f["storage"], "an object storage elsewhere")
     rows = [
         [title, number(f[f"{key}_s"], ".2f"), number(f[f"{key}_gb_per_s"], ",.0f", 1000) if key != "again" else ""]
         for key, title in (
             ("cold", "start on an empty folder"),
+            ("shard", "a shard of a cluster, into its memory alone"),
             ("read", "read the objects alone"),
             ("write", "write and sync such files alone"),
             ("again", "start again, its copies on the disk"),

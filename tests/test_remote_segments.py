@@ -7,8 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -447,6 +450,47 @@ def test_folder_catalogue_and_bucket_belong_together(
                 Store(tmp_path / folder, **one_wrong)
             shutil.rmtree(tmp_path / "new", ignore_errors=True)
     assert verify(Store(tmp_path / "a", **where), described([b"index"]).segment_id)
+
+
+class Overwriting(ThreadingHTTPServer):
+    """An S3 server that puts over what it was asked to keep, as some do: the other one, without its conditions."""
+
+    def __init__(self, address: str) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def forward(self) -> None:
+                length = int(self.headers.get("content-length") or 0)
+                kept = {"Content-Type": "application/octet-stream"}  # urllib would call it a form
+                kept |= {k: v for k, v in self.headers.items() if k.lower() not in ("host", "if-none-match")}
+                request = urllib.request.Request(
+                    address + self.path, self.rfile.read(length) or None, kept, method=self.command
+                )
+                try:
+                    answer = urllib.request.urlopen(request)
+                except urllib.error.HTTPError as error:
+                    answer = error
+                with answer:
+                    self.send_response_only(answer.status)
+                    for name, value in answer.headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(answer.read())
+
+            do_GET = do_HEAD = do_PUT = forward
+
+            def log_message(self, *_: object) -> None: ...
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def test_a_storage_that_ignores_conditions_keeps_its_id(s3: S3Server) -> None:
+    with Overwriting(s3.address) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = s3.new_bucket().replace(s3.address, server.address)
+        made = Objects(url).place_id()
+        assert len(made) == 16
+        assert Objects(url).place_id() == made
+        server.shutdown()
 
 
 @pytest.mark.parametrize(("library", "setting"), [("psycopg", "catalogue"), ("obstore", "segments")])

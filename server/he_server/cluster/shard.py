@@ -51,7 +51,7 @@ _SWEEP_S = 5.0
 class _Call:
     pieces: Iterator[Piece]
     positions: dict[tuple[bytes, bytes], int]  #: of segments, in Asked.places
-    loading: list[Future[None]]
+    loading: list[Future[None]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)  #: of `pieces`
     coming: Future[Batch] | None = None
     touched_s: float = field(default_factory=time.monotonic)
@@ -98,11 +98,12 @@ class Shard:
         segments = [_Located(place.with_key(keys), self._objects) for place in asked.places]
         searched = Searched(asked.key, asked.parameters, segments)
         positions = {place.key: number for number, place in enumerate(asked.places)}
-        call = _Call(iter(()), positions, self._loading(segments))
+        call = _Call(iter(()), positions)
         call.pieces = self._pieces(call, searched, [memoryview(query) for query in queries])
         with self._lock:
             if call_id in self._left:
                 return Batch(unknown=True)
+            call.loading = self._loading(segments)
             self._calls[call_id] = call
         return self.take(call_id)
 
@@ -144,15 +145,18 @@ class Shard:
         """That it is wanted. `node`, `pid`, `held_bytes` of indexes in memory, and open `calls`."""
         self._asked_s = time.monotonic()
         node = ray.get_runtime_context().get_node_id()
-        return {"node": node, "pid": os.getpid(), "held_bytes": self._indexes.held_bytes, "calls": len(self._calls)}
+        return {"node": node, "pid": os.getpid(), "held_bytes": self.held_bytes, "calls": len(self._calls)}
+
+    @property
+    def held_bytes(self) -> int:
+        """Of indexes in memory."""
+        return self._indexes.held_bytes
 
     def load(self, places: Sequence[Place], keys: DataKeys) -> None:
         """Reads these while there is room. Raises nothing: who searches them meets the error."""
         self._asked_s = time.monotonic()
-        for place in places:
-            with contextlib.suppress(HesearchError):
-                if self._indexes.has_room(place.index_bytes):
-                    self._load(_Located(place.with_key(keys), self._objects))
+        with ThreadPoolExecutor(_LOADS) as pool:  # not that of searches, which would wait behind it
+            pool.map(lambda place: self._load_where_room(place.with_key(keys)), places)
 
     # ---- one call ---------------------------------------------------------------------------------------
     def _batch(self, call: _Call) -> Batch:
@@ -203,6 +207,11 @@ class Shard:
         if sum(one.index_bytes for one in segments) > self._memory_bytes:
             return []
         return [self._loaders.submit(self._load, one) for one in segments if not self._indexes.holds(one.key)]
+
+    def _load_where_room(self, place: Place) -> None:
+        with contextlib.suppress(HesearchError):
+            if self._indexes.has_room(place.index_bytes):
+                self._load(_Located(place, self._objects))
 
     def _load(self, segment: _Located) -> None:
         with self._reading(segment):
