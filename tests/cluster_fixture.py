@@ -56,6 +56,10 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
         self.nodes.remove(node)
 
+    def lose_head(self) -> None:
+        """Its process that knows the cluster; the others end when they have missed it for long enough."""
+        self._cluster.head_node.kill_gcs_server()
+
     def __enter__(self) -> Nodes:
         return self
 
