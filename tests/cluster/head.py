@@ -49,7 +49,10 @@ def test_the_head_is_lost(tmp_path: Path) -> None:
             time.sleep(0.1)
         with Client(address, insecure=True) as client, pytest.raises(Unavailable):
             client.describe("notes")
-    with Nodes(1) as nodes, process(*_serve(tmp_path, nodes), log=tmp_path / "log") as (address, _):
-        with Client(address, insecure=True) as client:
-            notes = client.open_collection("notes", key=key)
-            assert {hit.id for hit in notes.search(rows[7], k=2)} == {7, 2000}
+    with (
+        Nodes(1) as nodes,
+        process(*_serve(tmp_path, nodes), log=tmp_path / "log") as (address, _),
+        Client(address, insecure=True) as client,
+    ):
+        notes = client.open_collection("notes", key=key)
+        assert {hit.id for hit in notes.search(rows[7], k=2)} == {7, 2000}
