@@ -25,6 +25,7 @@ from he_server.cluster.shard import Shard, ShardSettings
 from he_server.cluster.waits import Waits
 from he_server.storage.kek import KeyProvider
 from he_server.storage.places import Place
+from he_server.storage.rekey import rotate
 from he_server.storage.store import Store
 from tests.cluster.answers import filled, queries_of, residues
 from tests.cluster_fixture import serving
@@ -170,6 +171,18 @@ def test_a_place_that_is_damaged_or_another_segments(tmp_path: Path, kek: KeyPro
             assert len(snapshot.segments) == 2
 
 
+def test_a_place_is_made_once_and_anew_for_another_file(tmp_path: Path) -> None:
+    made(tmp_path, KEK, [[b"i"], [b"j"]])
+    with _open(tmp_path, KEK) as store:
+        with store.places(RECORD, 2) as first, store.places(RECORD, 2) as second:
+            assert all(one is other for one, other in zip(first.segments, second.segments, strict=True))
+        assert rotate(store, 0.0) == 2
+        with store.places(RECORD, 2) as third:
+            for before, after in zip(first.segments, third.segments, strict=True):
+                assert before.key == after.key
+                assert before.secret != after.secret
+
+
 def test_a_place_says_no_key(tmp_path: Path) -> None:
     made(tmp_path, KEK, [[b"i"]])
     with _open(tmp_path, KEK) as store, store.places(RECORD, 2) as snapshot:
@@ -202,7 +215,7 @@ def asked(tmp_path: Path) -> Iterator[tuple[Asked, NDArray[np.uint8], bytes]]:
             places = tuple(snapshot.segments)
             message = queries_of(parameters, 3)
             yield (
-                Asked("key", parameters, places),
+                Asked(b"name", parameters, places),
                 np.frombuffer(b"".join(message), np.uint8).reshape(3, -1),
                 b"".join(expected[place.key[1], query] for place in places for query in range(3)),
             )
@@ -224,7 +237,7 @@ def _all(shard: Shard, call_id: bytes, batch: Batch) -> list[Batch]:
 
 def test_a_shard_gives_every_answer_once(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
     what, queries, expected = asked
-    batches = _all(shard, b"call", shard.open(b"call", what, {}, queries))
+    batches = _all(shard, b"call", shard.open(b"call", what.name, {}, queries, what))
     assert sum(bool(batch.headers) for batch in batches) > 5
     found: dict[tuple[int, int], bytes] = {}
     for batch in batches:
@@ -237,15 +250,31 @@ def test_a_shard_gives_every_answer_once(shard: Shard, asked: tuple[Asked, NDArr
     assert shard.take(b"call").unknown
 
 
+def test_a_shard_remembers_what_it_was_asked(
+    shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name; what was asked the longest ago is forgotten first, and has to be said again."""
+    monkeypatch.setattr(shard_module, "_TOLD", 1)
+    what, queries, expected = asked
+    assert shard.open(b"first", what.name, {}, queries).untold
+    assert shard.take(b"first").unknown
+    for call_id, said in ((b"first", what), (b"second", None)):
+        batches = _all(shard, call_id, shard.open(call_id, what.name, {}, queries, said))
+        assert sum(batch.answers.nbytes for batch in batches) == len(expected)
+    other = Asked(b"other", what.parameters, what.places[:1])
+    _all(shard, b"third", shard.open(b"third", other.name, {}, queries, other))
+    assert shard.open(b"fourth", what.name, {}, queries).untold
+
+
 def test_a_call_that_was_left_is_forgotten(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
     what, queries, _ = asked
-    batch = shard.open(b"call", what, {}, queries)
+    batch = shard.open(b"call", what.name, {}, queries, what)
     assert not batch.done
     shard._drop(b"call")
     assert shard.take(b"call").unknown
     assert not any(scan for scan in shard._scans._scans)
     shard._drop(b"late")  # it overtakes what it leaves
-    assert shard.open(b"late", what, {}, queries).unknown
+    assert shard.open(b"late", what.name, {}, queries, what).unknown
     assert not shard._calls
 
 
@@ -253,7 +282,7 @@ def test_a_shard_says_what_is_damaged(shard: Shard, asked: tuple[Asked, NDArray[
     what, queries, _ = asked
     path = Path(what.places[2].path)
     path.write_bytes(path.read_bytes()[:-1])
-    batch = _all(shard, b"call", shard.open(b"call", what, {}, queries))[-1]
+    batch = _all(shard, b"call", shard.open(b"call", what.name, {}, queries, what))[-1]
     assert isinstance(batch.error, TamperedDataError)
     assert batch.damaged == (2,)
 
@@ -261,7 +290,7 @@ def test_a_shard_says_what_is_damaged(shard: Shard, asked: tuple[Asked, NDArray[
 def test_more_than_fits_is_answered(asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
     what, queries, expected = asked
     small = Shard(ShardSettings("", 1, "", 2 * what.places[0].index_bytes))
-    batches = _all(small, b"call", small.open(b"call", what, {}, queries))
+    batches = _all(small, b"call", small.open(b"call", what.name, {}, queries, what))
     assert sum(batch.answers.nbytes for batch in batches) == len(expected)
     assert small._indexes.held_bytes <= 2 * what.places[0].index_bytes
 
@@ -280,7 +309,7 @@ def test_keys_travel_beside_the_places(tmp_path: Path) -> None:
     with _open(tmp_path, KEK) as store, store.places(RECORD, 2) as snapshot:
         (place,) = snapshot.segments
         bare = replace(place, secret=b"")
-        assert place.secret not in pickle.dumps(Asked("key", PARAMETERS, (bare,)))
+        assert place.secret not in pickle.dumps(Asked(b"name", PARAMETERS, (bare,)))
         with pytest.raises(TamperedDataError, match="its data key is not there"), bare.opened(None):
             pass
         with bare.with_key({place.record.generation: place.secret}).opened(None) as (description, _):

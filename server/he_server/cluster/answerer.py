@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from he_proto.chunks import CHUNK_BYTES
 from he_proto.wire import PublicParameters
 from he_server.cluster.actors import Actors
 from he_server.cluster.fanout import FanOut
-from he_server.cluster.messages import Asked, DataKeys
-from he_server.cluster.placement import placed
+from he_server.cluster.placement import Division
 from he_server.cluster.shard import TAKE_BYTES
 from he_server.cluster.waits import Waits
 from he_server.config import ServerConfig
@@ -28,7 +26,7 @@ from he_server.storage.catalogue_rows import CollectionRecord
 from he_server.storage.places import Place
 from he_server.storage.store import Store
 
-_KEPT = 64  #: versions whose placement is remembered, and collections whose waits are
+_KEPT = 64  #: collections whose placement and waits are remembered
 _CLOSE_S = 10.0  #: what calls get to notice that they are no longer active
 
 
@@ -42,7 +40,7 @@ class RayAnswerer:
         self._ended = threading.Condition()
         self._calls = 0
         self._waits: dict[bytes, Waits] = {}  # by collection, the latest used last
-        self._placed: dict[Hashable, list[tuple[int, Asked]]] = {}  # by Searched.key, the latest made last
+        self._divisions: dict[bytes, Division] = {}  # by collection, the latest used last
 
     def answer(
         self,
@@ -55,18 +53,20 @@ class RayAnswerer:
         remaining_s: Callable[[], float] = lambda: math.inf,
     ) -> Iterator[Piece]:
         """See Answerer."""
-        parts = self._parts(searched)
-        if not parts:
+        if not searched.segments:
             computed()
             return
+        division = self._division(searched)
         with self._calling():
             try:
                 sent = ray.put(np.frombuffer(b"".join(queries), np.uint8).reshape(len(queries), -1))
             except Exception as error:  # of Ray: they have no class in common
                 raise Unavailable(f"cluster: {type(error).__name__} while queries were sent") from error
-            waits = self._waits_of(parts[0][1])
+            waits = self._waits_of(_collection_of(searched))
             block_bytes = engine.answer_bytes_per_block
-            call = FanOut(self._actors, waits, self._store, parts, _keys(searched), sent, len(queries), block_bytes)
+            call = FanOut(
+                self._actors, waits, self._store, division.parts, division.keys, sent, len(queries), block_bytes
+            )
             yield from call.pieces(active, computed, pace or Pace(), remaining_s)
 
     @contextlib.contextmanager
@@ -81,48 +81,42 @@ class RayAnswerer:
                 self._calls -= 1
                 self._ended.notify_all()
 
-    def _waits_of(self, asked: Asked) -> Waits:
-        """Of a collection."""
+    def _waits_of(self, collection_id: bytes) -> Waits:
         with self._lock:
-            waits = self._waits.pop(asked.places[0].key[0], None) or Waits()
-            self._waits[asked.places[0].key[0]] = waits
+            waits = self._waits.pop(collection_id, None) or Waits()
+            self._waits[collection_id] = waits
             _bound(self._waits)
             return waits
 
-    def _parts(self, searched: Searched) -> list[tuple[int, Asked]]:
-        """Shards, and what each has of these."""
+    def _division(self, searched: Searched) -> Division:
+        segments = tuple(place for place in searched.segments if isinstance(place, Place))
         with self._lock:
-            if (known := self._placed.get(searched.key)) is not None:
-                return known
-        parts = []
-        for shard, places in enumerate(placed(_places(searched), self._actors.shards)):
-            if places:
-                records = tuple(place.record for place in places)  # front ends count editions for themselves
-                bare = tuple(replace(place, secret=b"") for place in places)
-                parts.append((shard, Asked((searched.key, records), searched.parameters, bare)))
+            known = self._divisions.get(_collection_of(searched))
+        # mostly these are the same objects, and comparing them costs a thousandth of placing them
+        if known is None or known.key != searched.key or known.segments != segments:
+            known = Division.of(searched, segments, self._actors.shards)
         with self._lock:
-            self._placed[searched.key] = parts
-            _bound(self._placed)
-        return parts
+            self._divisions.pop(_collection_of(searched), None)
+            self._divisions[_collection_of(searched)] = known
+            _bound(self._divisions)
+        return known
 
     @contextlib.contextmanager
     def searched(self, record: CollectionRecord, version: int, parameters: PublicParameters) -> Iterator[Searched]:
         """See Answerer."""
         with self._store.places(record, version) as snapshot:
-            rows = hash(tuple(place.record for place in snapshot.segments))  # editions begin anew with a collection
-            key = (record.collection_id, version, snapshot.edition, rows)
-            yield Searched(key, parameters, snapshot.segments)
+            yield Searched((record.collection_id, version, snapshot.edition), parameters, snapshot.segments)
 
     def warm(self, engine: ServerEngine, searched: Searched, room_bytes: float, stop: threading.Event) -> int:
         """See Answerer: every replica is told to read its part, and nobody waits. What they have no room for, they
         read when it is searched."""
         del engine, room_bytes
-        if stop.is_set():
+        if stop.is_set() or not searched.segments:
             return 0
-        keys = _keys(searched)
-        for shard, asked in self._parts(searched):
+        division = self._division(searched)
+        for shard, asked in division.parts:
             for replica in range(self._actors.replicas):
-                self._actors.actor(shard, replica).load.remote(asked.places, keys)
+                self._actors.actor(shard, replica).load.remote(asked.places, division.keys)
         return sum(segment.index_bytes for segment in searched.segments)
 
     def gauges(self) -> Mapping[str, float]:
@@ -146,12 +140,8 @@ class RayAnswerer:
         self._actors.close()
 
 
-def _places(searched: Searched) -> list[Place]:
-    return [segment for segment in searched.segments if isinstance(segment, Place)]
-
-
-def _keys(searched: Searched) -> DataKeys:
-    return {place.record.generation: place.secret for place in _places(searched) if place.secret}
+def _collection_of(searched: Searched) -> bytes:
+    return searched.segments[0].key[0]
 
 
 def _bound(kept: dict[Any, Any]) -> None:

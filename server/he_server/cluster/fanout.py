@@ -158,7 +158,7 @@ class FanOut:
         call_id, now_s = secrets.token_bytes(16), time.monotonic()
         try:
             actor = self._actors.actor(part.shard, replica)
-            coming = actor.open.remote(call_id, part.asked, self._keys, self._queries)
+            coming = actor.open.remote(call_id, part.asked.name, self._keys, self._queries)
         except Exception as error:  # of Ray: they have no class in common
             self._failed(part, type(error).__name__)
             return
@@ -182,6 +182,11 @@ class FanOut:
             return []
         part.heard_s = source.heard_s = time.monotonic()
         source.loading = batch.loading
+        if batch.untold:  # of a version that it is asked for the first time
+            source.coming = source.actor.open.remote(
+                source.call_id, part.asked.name, self._keys, self._queries, part.asked
+            )
+            return []
         if batch.headers and not source.answering:
             source.answering = True
             self._waits.add(source.heard_s - source.asked_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +21,9 @@ Header = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Some segments of a collection, to be searched for some queries."""
+    """Some segments of a collection, to be searched for some queries. A shard remembers it by its name."""
 
-    key: Hashable  #: equal where the segments and their files are the same: who asks at the same time shares passes
+    name: bytes  #: equal where the segments and their files are the same: who asks at the same time shares passes
     parameters: PublicParameters
     places: tuple[Place, ...]  #: without their keys
 
@@ -38,5 +37,6 @@ class Batch:
     done: bool = False  #: no more come
     loading: bool = False  #: segments are being read; ask again
     unknown: bool = False  #: there is no such call (any more)
+    untold: bool = False  #: what is asked has to be said, not its name alone
     error: HesearchError | None = None
     damaged: tuple[int, ...] = ()  #: positions in Asked.places, where that is the error

@@ -43,6 +43,7 @@ LIFE_S = 0.5  #: who has nothing to give says so after that
 LEASE_S = 60.0
 IDLE_S = 900.0  #: an actor that no front end asks for so long ends
 CALLS = 256  #: methods at the same time
+_TOLD = 64  #: names that are remembered; each was of all that one version of a collection has here
 _LOADS = 4  #: segments that are read at the same time
 _SWEEP_S = 5.0
 
@@ -87,18 +88,23 @@ class Shard:
         self._scans = Scans(self._pool, settings.threads, self._reading)
         self._lock = threading.Lock()
         self._calls: dict[bytes, _Call] = {}
+        self._told: dict[bytes, _Told] = {}  # by name, the latest asked last
         self._left: dict[bytes, float] = {}  # calls that were left before they came, and when
         self._damaged: set[tuple[bytes, bytes]] = set()
         self._asked_s = time.monotonic()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
     # ---- what a front end asks --------------------------------------------------------------------------
-    def open(self, call_id: bytes, asked: Asked, keys: DataKeys, queries: NDArray[np.uint8]) -> Batch:
-        """queries: (queries, bytes of each)."""
-        segments = [_Located(place.with_key(keys), self._objects) for place in asked.places]
-        searched = Searched(asked.key, asked.parameters, segments)
-        positions = {place.key: number for number, place in enumerate(asked.places)}
-        call = _Call(iter(()), positions)
+    def open(
+        self, call_id: bytes, name: bytes, keys: DataKeys, queries: NDArray[np.uint8], asked: Asked | None = None
+    ) -> Batch:
+        """name: of what is asked; without `asked`, of what was asked before, with the same keys. queries: (queries,
+        bytes of each)."""
+        if (told := self._told_of(name, keys, asked)) is None:
+            return Batch(untold=True)
+        segments = told.segments
+        searched = Searched(name, told.asked.parameters, segments)
+        call = _Call(iter(()), told.positions)
         call.pieces = self._pieces(call, searched, [memoryview(query) for query in queries])
         with self._lock:
             if call_id in self._left:
@@ -106,6 +112,18 @@ class Shard:
             call.loading = self._loading(segments)
             self._calls[call_id] = call
         return self.take(call_id)
+
+    def _told_of(self, name: bytes, keys: DataKeys, asked: Asked | None) -> _Told | None:
+        with self._lock:
+            told = self._told.pop(name, None)
+            if asked is not None:
+                told = _Told(asked, keys, self._objects)
+            elif told is None:
+                return None
+            self._told[name] = told
+            while len(self._told) > _TOLD:
+                del self._told[next(iter(self._told))]
+            return told
 
     def take(self, call_id: bytes) -> Batch:
         self._asked_s = time.monotonic()
@@ -229,6 +247,15 @@ class Shard:
                 self._drop(call_id)
             if self._asked_s < now_s - IDLE_S and not self._calls:
                 ray.kill(ray.get_runtime_context().current_actor)
+
+
+class _Told:
+    """What was asked, ready to be searched."""
+
+    def __init__(self, asked: Asked, keys: DataKeys, objects: Objects | None) -> None:
+        self.asked = asked
+        self.segments = [_Located(place.with_key(keys), objects) for place in asked.places]
+        self.positions = {place.key: number for number, place in enumerate(asked.places)}
 
 
 @dataclass(frozen=True, slots=True)

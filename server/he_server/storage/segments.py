@@ -50,6 +50,7 @@ class Segments:
         self._lock = threading.Lock()  # of what is in memory; never held while the disk works
         self._sound: dict[Key, StoredSegment] = {}
         self._damaged: dict[Key, StoredSegment] = {}  # a part of each is wrong; the others may be read
+        self._places: dict[Key, Place] = {}  # each made once, as there may be thousands in a call
         self._edition = itertools.count(1)
         self._editions: dict[bytes, int] = {}  # of a collection's files: another for each that was replaced
         catalogue.retired = self._retired
@@ -97,7 +98,10 @@ class Segments:
     def _place(self, record: SegmentRecord | None, path: str) -> Place:
         if record is None:
             raise Conflict("segment: its version is no more; read the manifest again")
-        return Place.of(record, self._catalogue.state(record.collection_id), path)
+        place = self._places.get(record.key)
+        if place is None or place.record is not record or place.path != path:
+            place = self._places[record.key] = Place.of(record, self._catalogue.state(record.collection_id), path)
+        return place
 
     def place_damaged(self, place: Place) -> None:
         """Who read it there found it damaged or missing. If it is, seen from here, it is not searched until it is sent
@@ -260,6 +264,8 @@ class Segments:
 
     def discard(self, records: Sequence[SegmentRecord]) -> None:
         """Removes what these, which the catalogue no longer has, leave; files when nobody reads them any more."""
+        for record in records:
+            self._places.pop(record.key, None)
         self.pins.retire([record.file_id for record in records])
 
     def remove_strays(self, age_s: float) -> None:
@@ -269,7 +275,7 @@ class Segments:
         """See Catalogue.retired."""
         for collection_id in {record.collection_id for record in records}:
             self.replaced(collection_id)
-        self.pins.retire([record.file_id for record in records])
+        self.discard(records)
 
     def _remove(self, file_id: FileId) -> StoredSegment | None:
         """Removes the file of a segment that the catalogue does not have (any more, or again); the segment, if what
