@@ -111,7 +111,8 @@ class Catalogue(CatalogueMemory):
                 )
                 if same:
                     return
-                raise AlreadyExists(f"collection: {record.name!r} exists")
+                taken = f"{record.name!r} exists" if record.place in self._places else "one on this server has this id"
+                raise AlreadyExists(f"collection: {taken}")
             if len(self._states) >= limit:
                 raise LimitExceeded(f"collections: got {len(self._states)}, and this server holds at most {limit}")
             state = State(record, bool(sealed_manifest), (), ())
