@@ -7,6 +7,7 @@ keys derived from the root key, vectors of the caller, passphrases (docs/keys.md
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import pickle
@@ -24,9 +25,11 @@ import pytest
 
 from he_client import CollectionKey
 from he_client.key_sharing import Identity
+from he_client.keyring import PassphraseLock
 from he_client.signing import KeyHolder
 from he_engine.errors import InvalidInput, SecretReuseError
-from he_engine.keys import RootKey
+from he_engine.keys import RootKey, Secret
+from he_server.storage.kek import PassphraseKek, SecretKek
 from tests.engine_fixture import Both
 from tests.planted_secrets import MASK
 
@@ -64,6 +67,9 @@ def _secrets(folder: Path) -> dict[str, Any]:
         "client engine": both.client,
         "query": both.client.query(np.full(16, 0.25)),
         "segment": segment,
+        "passphrase": PassphraseLock("horse"),
+        "server's passphrase": PassphraseKek(b"horse"),
+        "server's key": SecretKek(RootKey(bytes(range(32)))),
     }
 
 
@@ -72,7 +78,10 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return _secrets(tmp_path_factory.mktemp("held"))
 
 
-NAMES = ["root key", "collection key", "identity", "key holder", "client engine", "query", "segment"]
+NAMES = [
+    *("root key", "collection key", "identity", "key holder", "client engine", "query", "segment"),
+    *("passphrase", "server's passphrase", "server's key"),
+]
 COPIES: dict[str, Callable[[Any], Any]] = {
     "pickle": pickle.dumps,
     "pickle 0": lambda secret: pickle.dumps(secret, 0),
@@ -111,6 +120,25 @@ def test_secrets_are_equal_to_themselves_alone(held: dict[str, Any], tmp_path: P
     assert type(secret).__eq__ is object.__eq__
     with pytest.raises(TypeError):
         sorted([secret, other])
+
+
+def _kinds(base: type[Secret]) -> set[type[Secret]]:
+    return {base}.union(*(_kinds(kind) for kind in base.__subclasses__()))
+
+
+def test_no_kind_of_secret_takes_a_refusal_back() -> None:
+    """Also those of which no object is made above: a dataclass, say, brings a comparison and a repr of its own."""
+    for top in ("he_engine", "server/he_server", "client/he_client"):
+        for path in (ROOT / top).rglob("*.py"):
+            if "Secret" in path.read_text():
+                parts = path.relative_to(ROOT / top).with_suffix("").parts
+                importlib.import_module(".".join((Path(top).name, *parts)).removesuffix(".__init__"))
+    kinds = {kind for kind in _kinds(Secret) if kind.__module__.startswith("he_")}
+    assert len(kinds) >= 19
+    for kind in kinds:
+        assert kind.__eq__ is object.__eq__ and kind.__hash__ is object.__hash__, kind
+        for refusal in ("__repr__", "__reduce_ex__", "__copy__", "__deepcopy__"):
+            assert getattr(kind, refusal) is getattr(Secret, refusal), (kind, refusal)
 
 
 def test_a_closed_key_does_nothing_more(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from he_engine.errors import (
     WrongKeyError,
 )
 from he_engine.key_program import KeyProgram
-from he_engine.keys import KEY_BYTES, RootKey
+from he_engine.keys import KEY_BYTES, RootKey, Secret
 from he_engine.sealing import seal, unseal
 
 VERSION = 2
@@ -49,7 +49,7 @@ class Lock(Protocol):
         """Raises NotFound, FormatVersionError, WrongKeyError, Unavailable."""
 
 
-class PassphraseLock:
+class PassphraseLock(Secret):
     def __init__(self, passphrase: str) -> None:
         self._passphrase = passphrase
 

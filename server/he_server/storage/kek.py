@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from he_engine.errors import AlreadyExists, InvalidInput, NotFound, TamperedDataError, WrongKeyError
 from he_engine.key_program import KeyProgram
-from he_engine.keys import KEY_BYTES, RootKey
+from he_engine.keys import KEY_BYTES, RootKey, Secret
 from he_engine.sealing import seal, unseal
 
 _PURPOSE = "key encryption"
@@ -38,7 +38,7 @@ class KeyProvider(Protocol):
         """Raises WrongKeyError where this provider did not wrap it, or it was altered; Unavailable."""
 
 
-class SecretKek:
+class SecretKek(Secret):
     """A key that this process holds."""
 
     def __init__(self, kek: RootKey) -> None:
@@ -54,7 +54,7 @@ class SecretKek:
             raise WrongKeyError("kek: it does not open this data folder (or the wrapped key was altered)") from None
 
 
-class PassphraseKek:
+class PassphraseKek(Secret):
     """A key made of a passphrase: salt (16 bytes) ‖ what SecretKek wraps under Argon2id(passphrase, salt)."""
 
     def __init__(self, passphrase: bytes) -> None:
