@@ -12,19 +12,21 @@ import grpc
 import jwt
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from he_client import Client, CollectionKey
 from he_client.cli import main
 from he_engine.errors import HesearchError, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyError, Unauthenticated
 from he_server.access.access import Caller
+from he_server.access.dev_certificates import make
 from he_server.access.opening import open_access, reloaders
 from he_server.access.principals import Principal
 from he_server.access.resources import Collection
 from he_server.config import ServerConfig
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
-from tests.identity_fixture import jwk, key_set
+from tests.identity_fixture import AUDIENCE, jwk, key_set, signed
+from tests.test_tokens import Served as OpenIdIssuer
 
 ISSUER = "https://issuer.example"
 ROWS = np.random.default_rng(3).normal(size=(20, 8))
@@ -215,6 +217,35 @@ def test_a_token_says_who_calls(tmp_path: Path, key: CollectionKey) -> None:
             world.client().list_collections()
     finally:
         world.close()
+
+
+def test_a_server_reads_its_issuers_keys(tmp_path: Path) -> None:
+    """OpenID: nothing is configured but the issuer's address. A key that it withdraws is refused after a reload."""
+    secrets = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    make(tmp_path / "issuer", [])
+    issuer = OpenIdIssuer(tmp_path / "issuer")
+    issuer.publish(jwk(secrets[0], "ES256"))
+    settings = {"token_issuer": issuer.url, "token_audience": AUDIENCE, "token_ca": str(tmp_path / "issuer" / "ca.pem")}
+    world = World(tmp_path, tls_client_ca="", **settings)
+
+    def token(secret: ec.EllipticCurvePrivateKey, kid: str) -> Path:
+        (tmp_path / "token").write_text(signed(secret, "ES256", kid, iss=issuer.url, groups=["owner"]))
+        return tmp_path / "token"
+
+    try:
+        client = world.client(token=token(secrets[0], "one"))
+        assert client.list_collections() == []
+        assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
+        issuer.publish(jwk(secrets[1], "ES256", "two"))
+        for reload in reloaders(world.service.access, world.config).values():
+            reload()
+        with pytest.raises(Unauthenticated, match="no key of its kid"):
+            client.list_collections()
+        token(secrets[1], "two")
+        assert client.list_collections() == []
+    finally:
+        world.close()
+        issuer.close()
 
 
 # ---- policies, tags, quotas ----------------------------------------------------------------------------------
