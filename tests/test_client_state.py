@@ -28,6 +28,7 @@ from he_client import (
     WrongKeyError,
 )
 from he_client.manifest import EPOCH, PURPOSE, Manifest, open_manifest, seal_manifest
+from he_client.pins import Pin
 from he_client.transport import ATTEMPTS, FIRST_ATTEMPTS, FIRST_PAUSE_S, MAX_PAUSE_S, GrpcTransport, Repeats, Security
 from he_engine.hint_client import HintClient, HintQuery
 from he_engine.keys import length_prefixed
@@ -159,15 +160,15 @@ def test_only_descendants_extend(key: CollectionKey) -> None:
     ours = chain(key, first, 300)
     fork = [*ours[:10], *chain(key, ours[9], 290, b"fork")[1:]]
     for gap in (0, 1, 2, 100, 255, 256):
-        ours[10].require_successor(ours[10 + gap])
+        Pin.of(ours[10]).require_successor(ours[10 + gap])
         with pytest.raises(RollbackError):
-            ours[10].require_successor(fork[10 + gap])
+            Pin.of(ours[10]).require_successor(fork[10 + gap])
     assert len(ours[-1].message.ancestors_sha256) == 256
-    ours[10].require_successor(ours[267])
-    ours[10].require_successor(fork[267])  # over 256 versions only the numbers can be compared
+    Pin.of(ours[10]).require_successor(ours[267])
+    Pin.of(ours[10]).require_successor(fork[267])  # over 256 versions only the numbers can be compared
     for newer, older in ((10, 9), (10, 0), (299, 10), (299, 0)):
         with pytest.raises(RollbackError):
-            ours[newer].require_successor(ours[older])
+            Pin.of(ours[newer]).require_successor(ours[older])
 
 
 @pytest.mark.parametrize("keep", [0, 1, 4])
@@ -176,7 +177,7 @@ def test_a_short_list_of_ancestors_does_not_extend(key: CollectionKey, keep: int
     message = copy_of(ours[5].message)
     del message.ancestors_sha256[keep:]
     with pytest.raises(RollbackError):
-        ours[0].require_successor(seal_manifest(key, "c", message)[1])
+        Pin.of(ours[0]).require_successor(seal_manifest(key, "c", message)[1])
 
 
 def test_the_same_version_sealed_twice_is_a_fork(key: CollectionKey) -> None:
@@ -184,7 +185,7 @@ def test_the_same_version_sealed_twice_is_a_fork(key: CollectionKey) -> None:
     (sealed, one), (_, two) = (seal_manifest(key, "c", message) for _ in range(2))
     assert one.sha256 == hashlib.sha256(sealed).digest() != two.sha256
     with pytest.raises(RollbackError):
-        one.require_successor(two)
+        Pin.of(one).require_successor(two)
 
 
 @pytest.mark.parametrize("action", ["count", "insert", "delete"])

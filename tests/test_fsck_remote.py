@@ -31,9 +31,9 @@ from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 from he_server.storage import postgres_reader
 from he_server.storage.catalogue_rows import CollectionRecord, SegmentRecord
+from he_server.storage.files import Listed
 from he_server.storage.kek import KeyProvider, SecretKek, new_kek_file, open_kek
 from he_server.storage.objects import Objects, name_of
-from he_server.storage.places import Listed
 from he_server.storage.postgres_reader import PostgresReader
 from he_server.storage.segment_file import Description
 from he_server.storage.store import Store

@@ -1,4 +1,4 @@
-"""Manifests: the sealed list of what a collection consists of, and the pin that makes rollback visible."""
+"""Manifests: the sealed list of what a collection consists of, chained to the versions before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from he_client.metrics import Space
-from he_client.pins import MAX_ANCESTORS, Pin
 from he_client.signing import KeyHolder, Writer, sign_manifest, verify_manifest
 from he_engine.errors import FormatVersionError, TamperedDataError, WrongKeyError
 from he_engine.keys import RootKey, length_prefixed
@@ -22,6 +21,7 @@ PURPOSE = "manifest"
 FORMAT_VERSION = 2  #: of what is sealed
 EPOCH = 0
 MAX_VERSION = 1 << 48  #: as servers count
+MAX_ANCESTORS = 256  #: versions before that are named, the latest first
 MAX_ROWS = 1 << 32  #: of a segment: deleted rows are numbered by 32 bits
 
 Entries = list[pb.SegmentEntry]
@@ -71,10 +71,6 @@ class Manifest:
         del following.segments[:]
         following.segments.extend(segments)
         return following
-
-    def require_successor(self, newer: Manifest) -> None:
-        """See Pin.require_successor."""
-        Pin.of(self).require_successor(newer)
 
 
 def without_rows(entries: Iterable[pb.SegmentEntry], gone: Mapping[bytes, Iterable[int]]) -> Entries:

@@ -15,16 +15,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from he_client.durable import make_folder, new_file, state_errors
+from he_client.manifest import MAX_ANCESTORS, Manifest
 from he_engine.errors import FormatVersionError, RollbackError, TamperedDataError
 from he_engine.keys import length_prefixed
 
-if TYPE_CHECKING:
-    from he_client.manifest import Manifest
-
-MAX_ANCESTORS = 256
 _FORMAT = "hesearch pin 1"
 _MAX_BYTES = 4096
 _TRUST = "If you know why (a backup was restored): `hesearch trust`, Client.trust"

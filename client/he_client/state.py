@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from he_client.manifest import Entries, Manifest, open_manifest, seal_manifest
-from he_client.pins import Pins
+from he_client.pins import Pin, Pins
 from he_client.progress import progress_bar
 from he_client.results import RowId
 from he_client.segments import Segment, SegmentStore
@@ -137,7 +137,7 @@ class State:
     def _adopt(self, manifest: Manifest, built: dict[bytes, Segment]) -> None:
         """Make `manifest` current: open its new segments, forget the ones that are gone. All or nothing."""
         with self._lock:
-            self.manifest.require_successor(manifest)
+            Pin.of(self.manifest).require_successor(manifest)
             entries = {e.segment_id: e for e in manifest.message.segments}
             known = {**built, **self._open}
             missing = [e for e in entries.values() if e.segment_id not in known]

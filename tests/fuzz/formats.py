@@ -18,6 +18,7 @@ from he_client.files import read_table
 from he_client.keys import FORMAT, MAX_FILE_BYTES, SealedKey
 from he_client.manifest import open_manifest, seal_manifest
 from he_client.metrics import Space
+from he_client.pins import Pin
 from he_client.rows import RowTable, check_ids, decode_payload, encode_payloads
 from he_client.upkeep.reseal_journal import MAX_FILE_BYTES as MAX_JOURNAL_BYTES
 from he_client.upkeep.reseal_journal import Resealed, open_journal
@@ -148,7 +149,7 @@ def _open_manifest(data: bytes) -> None:
             live_segments=[s.segment_id for s in message.segments],
         ),
     )
-    opened.require_successor(opened)
+    Pin.of(opened).require_successor(opened)
     opened.successor(list(opened.message.segments))
     assert opened.space.dim == opened.parameters.dim
     assert 0 <= opened.count < 1 << 63

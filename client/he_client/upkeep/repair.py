@@ -22,6 +22,7 @@ from he_client.cache import PartCache
 from he_client.engines import make_engine
 from he_client.manifest import Entries, Manifest, open_manifest, seal_manifest
 from he_client.parts import PartReader, part_of
+from he_client.pins import Pin
 from he_client.progress import progress_bar
 from he_client.results import RepairReport, RowId
 from he_client.segments import Segment, SegmentStore
@@ -102,7 +103,7 @@ class Repairer:
         response = self._remote.call("ReadManifest", pb.ReadManifestRequest(context=self._remote.context))
         manifest = open_manifest(self._key, self._name, response)
         if seen is not None:
-            seen.require_successor(manifest)
+            Pin.of(seen).require_successor(manifest)
         return manifest
 
     def _examine_all(self, rebuild: bool, progress: bool | None) -> dict[bytes, _Damage]:

@@ -19,7 +19,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from he_engine.errors import HesearchError, NotFound, Unavailable
@@ -30,7 +30,7 @@ from he_server.audit.log import OPERATORS
 from he_server.audit.reading import LOG
 from he_server.audit.verify import verify as verify_audit
 from he_server.operate import fsck_catalogue
-from he_server.operate.fsck_rows import Rows, require_described
+from he_server.operate.fsck_rows import Findings, Rows, require_described
 from he_server.storage import files
 from he_server.storage.catalogue_rows import SegmentRecord
 from he_server.storage.folder import place, require_no_backup, require_own_catalogue, unfinished_catalogues
@@ -60,18 +60,6 @@ class Report:
     @property
     def clean(self) -> bool:
         return not self.problems
-
-
-@dataclass(slots=True)
-class Findings:
-    """Of one look at a folder."""
-
-    rows: Rows
-    problems: list[str]
-    strays: list[Path]  #: files that no row names
-    unfinished: list[Path]
-    damaged: list[SegmentRecord] = field(default_factory=list)  #: their files are, or are missing
-    checked_bytes: int = 0
 
 
 def check(

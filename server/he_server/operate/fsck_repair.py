@@ -15,8 +15,7 @@ from pathlib import Path
 from he_engine.errors import HesearchError, NotFound, TamperedDataError
 from he_engine.keys import length_prefixed
 from he_server.operate import fsck_catalogue
-from he_server.operate.fsck import Findings
-from he_server.operate.fsck_rows import Rows
+from he_server.operate.fsck_rows import Findings, Rows
 from he_server.storage import files
 from he_server.storage.catalogue_rows import FileId, Key, SegmentRecord, State, segment_to_bytes
 from he_server.storage.cells import close_cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from he_engine.errors import HesearchError, InvalidInput, TamperedDataError
 from he_engine.keys import RootKey, length_prefixed
@@ -106,3 +107,15 @@ class Rows:
         self.problems += self.lost
         self.rowless = sorted(self.live - self.segments.keys())
         self.problems += [f"{self.label_of(key)}: it is live and has no row" for key in self.rowless]
+
+
+@dataclass(slots=True)
+class Findings:
+    """Of one look at a folder."""
+
+    rows: Rows
+    problems: list[str]
+    strays: list[Path]  #: files that no row names
+    unfinished: list[Path]
+    damaged: list[SegmentRecord] = field(default_factory=list)  #: their files are, or are missing
+    checked_bytes: int = 0

@@ -12,8 +12,7 @@ from pathlib import Path
 from he_engine.errors import HesearchError
 from he_server.operate.fsck_rows import Rows, open_segment
 from he_server.storage.catalogue_rows import Key, SegmentRecord
-from he_server.storage.files import storage_errors
-from he_server.storage.places import Listed
+from he_server.storage.files import Listed, storage_errors
 from he_server.storage.postgres_reader import PostgresReader
 
 

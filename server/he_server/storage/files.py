@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from he_engine.engine import Buffer
@@ -23,6 +24,15 @@ from he_server.rpc.calls import step
 PAGE_BYTES = 4096  #: parts start at multiples, so that each can be mapped
 TEMPORARY_SUFFIX = ".part"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What lies where segments do."""
+
+    name: str  #: below the prefix, or the folder
+    modified_s: float  #: Unix time, by the storage's clock
+    size_bytes: int
 
 
 @contextlib.contextmanager

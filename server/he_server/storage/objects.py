@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from he_engine.engine import Buffer
 from he_engine.errors import HesearchError, InvalidInput, MissingExtra, NotFound, TamperedDataError, Unavailable
 from he_server.storage.catalogue_rows import SegmentRecord
-from he_server.storage.places import Listed
+from he_server.storage.files import Listed
 from he_server.storage.tally import Tally
 
 try:

@@ -95,12 +95,3 @@ class Place:
                     while view:
                         view = view[file.write(view) :]
                 yield Path(f"/proc/self/fd/{descriptor}")
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """What lies where segments do."""
-
-    name: str  #: below the prefix, or the folder
-    modified_s: float  #: Unix time, by the storage's clock
-    size_bytes: int
