@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import secrets
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from he_engine.errors import Conflict, TamperedDataError
-from he_engine.keys import KEY_BYTES, RootKey
+from he_engine.keys import KEY_BYTES, RootKey, Secret
 
 ID_BYTES = 32
 COPY_BYTES = 16
@@ -90,13 +90,13 @@ class SegmentRecord:
         return self.collection_id, self.segment_id, self.generation
 
 
-@dataclass(frozen=True, slots=True)
-class DataKey:
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class DataKey(Secret):
     """What seals the files of one collection."""
 
     generation: int
     made_s: float
-    secret: bytes = field(repr=False)
+    secret: bytes
 
     @property
     def key(self) -> RootKey:
