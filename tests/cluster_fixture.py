@@ -9,8 +9,11 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 
 CPUS = 8  #: that a node says it has: actors are placed by them, and need not have them
+GIVE_UP_S = 120.0  #: for nodes and actors to be as a test wants them
 _STORE_BYTES = 200 << 20
 _TRIES = 3
 _NODE: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": _STORE_BYTES, "node_ip_address": "127.0.0.1"}
@@ -59,6 +63,13 @@ class Nodes:
     def lose_head(self) -> None:
         """Its process that knows the cluster; the others end when they have missed it for long enough."""
         self._cluster.head_node.kill_gcs_server()
+
+    def drain(self, node: Any) -> None:
+        """As an operator does before a machine goes. What runs there goes on; without anything, Ray ends the node."""
+        ray_command = str(Path(sys.executable).with_name("ray"))
+        what = ["--address", self.address, "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        subprocess.run([ray_command, "drain-node", *what, "--reason-message", "fewer"], check=True, capture_output=True)
+        self.nodes.remove(node)
 
     def __enter__(self) -> Nodes:
         return self
@@ -96,3 +107,40 @@ def kill(service: Service, shard: int, replica: int = 0) -> int:
     pid: int = ray.get(actors(service).actor(shard, replica).ping.remote())["pid"]
     os.kill(pid, signal.SIGKILL)
     return pid
+
+
+Where = dict[tuple[int, int], tuple[str, int]]  #: by shard and replica: node and process
+
+
+def where(service: Service) -> Where:
+    """Of the actors that reply."""
+    found: Where = {}
+    for shard in range(actors(service).shards):
+        for replica in range(actors(service).replicas):
+            with contextlib.suppress(ray.exceptions.RayError):
+                state = ray.get(actors(service).actor(shard, replica).ping.remote(), timeout=10)
+                found[shard, replica] = str(state["node"]), int(state["pid"])
+    return found
+
+
+def until(service: Service, reached: Callable[[list[set[str]]], bool]) -> Where:
+    """Waits until every actor replies, and the nodes of each shard are as wanted. Raises TimeoutError."""
+    until_s = time.monotonic() + GIVE_UP_S
+    while True:
+        found = where(service)
+        if len(found) == actors(service).shards * actors(service).replicas and reached(nodes_of(found)):
+            return found
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"actors are at {found} after {GIVE_UP_S:.0f} s")
+        time.sleep(0.1)
+
+
+def nodes_of(found: Where) -> list[set[str]]:
+    """Of each shard."""
+    shards = sorted({shard for shard, _ in found})
+    return [{node for (s, _), (node, _) in found.items() if s == shard} for shard in shards]
+
+
+def apart(nodes: list[set[str]]) -> bool:
+    """Every shard's two replicas are on two nodes."""
+    return all(len(one) == 2 for one in nodes)

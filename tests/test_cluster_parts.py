@@ -266,6 +266,25 @@ def test_a_shard_remembers_what_it_was_asked(
     assert shard.open(b"fourth", what.name, {}, queries).untold
 
 
+def test_who_can_stand_in_for_a_shard(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
+    """Who has in memory what the other was searched for last, or could not have all of it."""
+    what, queries, _ = asked
+    assert shard.lately() == {}
+    later = replace(what, name=b"later", places=what.places[1:])
+    for one in (what, later):
+        _all(shard, one.name, shard.open(one.name, one.name, {}, queries, one))
+    lately = shard.lately()
+    assert lately == {place.key: place.index_bytes for place in later.places}
+    small = sum(lately.values()) - 1
+    assert Shard(ShardSettings("", 1, "", small)).stands_in(lately)
+    other = Shard(ShardSettings("", 1, "", 2 * small))
+    assert not other.stands_in(lately)
+    other.load(what.places[2:], {})
+    assert not other.stands_in(lately)
+    other.load(what.places[1:2], {})
+    assert other.stands_in(lately)
+
+
 def test_a_call_that_was_left_is_forgotten(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
     what, queries, _ = asked
     batch = shard.open(b"call", what.name, {}, queries, what)

@@ -16,11 +16,12 @@ import ray
 from he_client import CollectionKey
 from he_engine.errors import Unavailable
 from he_server.access.access import Caller
+from he_server.cluster import actors as actors_module
 from he_server.cluster import fanout
 from he_server.service import Service
 from he_server.storage.kek import new_kek_file
 from tests.cluster.answers import Residues, filled, opened, residues
-from tests.cluster_fixture import Nodes, actors, kill, serving
+from tests.cluster_fixture import Nodes, actors, apart, kill, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -94,37 +95,26 @@ def test_a_lost_actor_is_waited_for(tmp_path: Path, nodes: Nodes) -> None:
         assert set(pids).isdisjoint(again)
 
 
-def test_a_node_is_lost_and_another_replica_answers(tmp_path: Path, nodes: Nodes) -> None:
-    """Its actors come back on the node that is left."""
+def test_a_node_is_lost_and_another_comes(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another replica answers. The actors come back on the node that is left, and when a further one comes, one of the
+    two that share a node moves there."""
+    monkeypatch.setattr(actors_module, "_PING_S", 0.2)
     expected = prepared(tmp_path)
     with serving(tmp_path, nodes, cluster_shards=2, cluster_replicas=2) as (_, service):
-        every = [actors(service).actor(shard, replica) for shard in (0, 1) for replica in (0, 1)]
-        before = {state["node"] for state in ray.get([actor.ping.remote() for actor in every])}
-        assert len(before) == 2
+        until(service, apart)
         searches = Searches(service, expected)
         try:
             searches.more(5)
             nodes.lose(nodes.nodes[0])
             searches.more(20)
-            after = set()
-            for actor in every:
-                after.add(_state(actor)["node"])
+            together = until(service, lambda found: all(len(one) == 1 for one in found))
+            nodes.nodes.append(nodes.add())
+            again = until(service, apart)
+            searches.more(5)
         finally:
             searches.stop()
         assert searches.problems == []
-        assert len(after) == 1
-
-
-def _state(actor: ray.actor.ActorHandle) -> dict[str, str]:
-    """When it replies again."""
-    for _ in range(300):
-        try:
-            state: dict[str, str] = ray.get(actor.ping.remote(), timeout=10)
-        except ray.exceptions.RayError:
-            time.sleep(0.1)
-        else:
-            return state
-    raise TimeoutError("an actor was not started again")
+        assert {place for place in again if again[place] != together[place]} == {(0, 1), (1, 1)}
 
 
 def test_a_silent_actor_is_not_waited_for(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:

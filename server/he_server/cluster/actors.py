@@ -1,8 +1,9 @@
 """The actors of a deployment: found by their names, made where they are missing, restarted by Ray where they died.
 
 Where segments are on object storage, actors outlive the front ends, which may come and go: all that name the same
-storage, in the same version, share them. Those of a data folder end with its only front end. The shards' replicas are
-spread over the nodes that there are at the time; after the loss of one, Ray puts its actors on others.
+storage, in the same version, share them. Those of a data folder end with its only front end. After the loss of a node
+Ray puts its actors on others. A thread looks at them every few seconds, and moves replicas off a node that they share,
+or that is drained: it ends one, which is made anew elsewhere and reads its segments again while another one answers.
 """
 
 from __future__ import annotations
@@ -22,18 +23,21 @@ from he_server.config import ServerConfig
 
 try:
     import ray
+    from ray.exceptions import ActorDiedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise MissingExtra("Ray is not installed: pip install '.[cluster]'") from error
 
+from he_server.cluster.nodes import present
 from he_server.cluster.shard import CALLS, Shard, ShardSettings
 
 _log = logging.getLogger(__name__)
-_PING_S = 30.0
+_PING_S = 5.0
 _REACHED_S = 10.0
 _REPLY_S = 5.0
 _CONTROLS = 8  #: short methods at the same time, beside the others
 
+State = dict[str, int | str]  #: see Shard.ping
 
 _SHARD: Any = ray.remote(concurrency_groups={"control": _CONTROLS})(Shard)  # type: ignore[call-overload]
 _connections = 0
@@ -65,10 +69,6 @@ def _disconnect() -> None:
             ray.shutdown()
 
 
-def _nodes() -> list[str]:
-    return sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
-
-
 class Actors:
     """Connects to Ray. Thread-safe. Raises Unavailable where there is none at that address."""
 
@@ -77,9 +77,10 @@ class Actors:
         place = config.segments or f"{config.data.resolve()} {secrets.token_hex(8)}"
         self.namespace = f"hesearch-{version('hesearch')}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
         _connect(config.cluster)
-        self._nodes = _nodes()
-        self.shards = config.cluster_shards or len(self._nodes)
+        self._nodes = present()
+        self.shards = config.cluster_shards or len(self._nodes.usable) + len(self._nodes.drained)
         self.replicas = config.cluster_replicas
+        self._wanted = {"CPU": float(config.threads), "GPU": float(config.device == "gpu")}  # by an actor
         wanted = self.shards * self.replicas * config.threads
         there = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
         if wanted > there:
@@ -87,7 +88,8 @@ class Actors:
         self.wait_s = config.cluster_wait_s
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], Any] = {}
-        self.replies: list[dict[str, int | str]] = []  #: see Shard.ping; of the actors that replied lately
+        self._replied: dict[tuple[int, int], tuple[Any, State]] = {}  # lately: their handles and states
+        self._pings: dict[tuple[int, int], tuple[Any, Any]] = {}  # that have no reply yet: to whom, and its reference
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keep-shards", daemon=True)
         self._keeper.start()
@@ -103,9 +105,12 @@ class Actors:
         return handle
 
     def _found(self, shard: int, replica: int) -> Any:
-        config, node = self._config, self._nodes[(shard + replica) % len(self._nodes)]
+        name = f"shard-{shard}-{replica}"
+        with contextlib.suppress(ValueError):  # there is none
+            return ray.get_actor(name, self.namespace)
+        config = self._config
         options: dict[str, Any] = {
-            "name": f"shard-{shard}-{replica}",
+            "name": name,
             "namespace": self.namespace,
             "lifetime": "detached" if config.segments else None,
             "get_if_exists": True,
@@ -113,8 +118,15 @@ class Actors:
             "num_cpus": config.threads,
             "num_gpus": int(config.device == "gpu"),
             "max_concurrency": CALLS,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
         }
+        taken = {node for other, node in self._where(shard).items() if other != replica}
+        with self._lock:
+            node = self._nodes.place(self._wanted, shard + replica, taken)
+            if node is not None:
+                node.give(self._wanted)
+                # if its room has gone meanwhile, Ray would wait for it without the last argument
+                affinity = NodeAffinitySchedulingStrategy(node.name, soft=True, _spill_on_unavailable=True)
+                options["scheduling_strategy"] = affinity
         settings = ShardSettings(
             config.segments, config.threads, config.target, config.index_memory_bytes, config.device
         )
@@ -125,23 +137,72 @@ class Actors:
         with self._lock:
             self._known.pop((shard, replica), None)
 
-    def _keep(self) -> None:
-        """Actors that nobody asks end by themselves."""
-        while not self._stop.wait(_PING_S):
-            with contextlib.suppress(Exception):
-                self._nodes = _nodes()
-                self.replies = self._replies()
+    @property
+    def replies(self) -> list[State]:
+        """Of the actors that replied lately."""
+        return [state for _, state in self._replied.values()]
 
-    def _replies(self) -> list[dict[str, int | str]]:
-        """See Shard.ping; of those actors that reply in time."""
-        every = ((shard, replica) for shard in range(self.shards) for replica in range(self.replicas))
-        asked = [self.actor(shard, replica).ping.remote() for shard, replica in every]
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_REPLY_S)
-        found = []
-        for one in ready:
-            with contextlib.suppress(Exception):
-                found.append(ray.get(one))
+    def _where(self, shard: int) -> dict[int, str]:
+        """The nodes of its replicas that replied lately."""
+        return {replica: str(state["node"]) for (s, replica), (_, state) in self._replied.items() if s == shard}
+
+    # ---- looking after them -----------------------------------------------------------------------------
+    def _keep(self) -> None:
+        while not self._stop.wait(_PING_S):
+            with contextlib.suppress(Exception):  # of Ray: they have no class in common
+                self.look()
+
+    def look(self) -> None:
+        """Pings all, as actors that nobody asks end by themselves, and moves what is on the wrong node. Raises what Ray
+        raises."""
+        self._replied = self._pinged()
+        self._nodes = present()
+        for shard in range(self.shards):
+            with contextlib.suppress(ray.exceptions.RayError):  # an actor that was lost meanwhile
+                self._mend(shard)
+
+    def _pinged(self) -> dict[tuple[int, int], tuple[Any, State]]:
+        """Those actors that reply in time. Who has not replied to the last ping gets no other: they would pile up."""
+        for place in [(shard, replica) for shard in range(self.shards) for replica in range(self.replicas)]:
+            if place not in self._pings:
+                handle = self.actor(*place)
+                self._pings[place] = handle, handle.ping.remote()
+        replies = [reply for _, reply in self._pings.values()]
+        ready, _ = ray.wait(replies, num_returns=len(replies), timeout=_REPLY_S)
+        found = {}
+        for place, (handle, reply) in list(self._pings.items()):
+            if reply in ready:
+                del self._pings[place]
+                try:
+                    found[place] = handle, ray.get(reply)
+                except ActorDiedError:
+                    self.forget(*place)
+                except ray.exceptions.RayError:
+                    pass  # Ray starts it again
         return found
+
+    def _mend(self, shard: int) -> None:
+        """Moves one replica that is on the wrong node, if another one can answer meanwhile, or there is no other.
+
+        Several front ends may decide so. A handle means the actor that was looked at, so whoever is late does not end
+        its successor; and all choose the same one (Nodes.misplaced) as long as they see the same nodes."""
+        replica = self._nodes.misplaced(self._where(shard), self._wanted)
+        if replica is None or not (self.replicas == 1 or self._others_stand_in(shard, replica)):
+            return
+        handle, state = self._replied[shard, replica]
+        _log.info("cluster: replica %d of shard %d leaves node %s", replica, shard, state["node"])
+        ray.kill(handle)
+        self._replied = {place: one for place, one in self._replied.items() if place != (shard, replica)}
+        self.forget(shard, replica)
+        self.actor(shard, replica)
+
+    def _others_stand_in(self, shard: int, replica: int) -> bool:
+        """Whether one of them has all in memory that this one was searched for lately."""
+        lately = ray.get(self._replied[shard, replica][0].lately.remote(), timeout=_REPLY_S)
+        others = [handle for (s, r), (handle, _) in self._replied.items() if s == shard and r != replica]
+        asked = [handle.stands_in.remote(lately) for handle in others]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_REPLY_S) if asked else ([], [])
+        return any(ray.get(one) for one in ready)
 
     def close(self) -> None:
         self._stop.set()

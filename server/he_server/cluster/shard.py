@@ -42,10 +42,14 @@ MOST_TAKE_S = 0.16  #: up to so long: a batch costs Ray some milliseconds, whate
 LIFE_S = 0.5  #: who has nothing to give says so after that
 LEASE_S = 60.0
 IDLE_S = 900.0  #: an actor that no front end asks for so long ends
+LATELY_S = 300.0  #: what was searched within that time should not have to be read again, wherever actors are moved
 CALLS = 256  #: methods at the same time
 _TOLD = 64  #: names that are remembered; each was of all that one version of a collection has here
 _LOADS = 4  #: segments that are read at the same time
 _SWEEP_S = 5.0
+
+
+Sizes = dict[tuple[bytes, bytes], int]  #: by key of a segment, bytes of its index
 
 
 @dataclass(slots=True)
@@ -91,6 +95,7 @@ class Shard:
         self._told: dict[bytes, _Told] = {}  # by name, the latest asked last
         self._left: dict[bytes, float] = {}  # calls that were left before they came, and when
         self._damaged: set[tuple[bytes, bytes]] = set()
+        self._searched: dict[bytes, tuple[float, Sequence[_Located]]] = {}  # by collection: when last, and what
         self._asked_s = time.monotonic()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
@@ -170,6 +175,19 @@ class Shard:
         """Of indexes in memory."""
         return self._indexes.held_bytes
 
+    @ray.method(concurrency_group="control")
+    def lately(self) -> Sizes:
+        """The segments of each collection's last search, of those that were searched within LATELY_S."""
+        since_s = time.monotonic() - LATELY_S
+        with self._lock:
+            found = [segments for when_s, segments in self._searched.values() if when_s > since_s]
+        return {one.key: one.index_bytes for segments in found for one in segments}
+
+    @ray.method(concurrency_group="control")
+    def stands_in(self, sizes: Sizes) -> bool:
+        """Whether all of these are in memory here, or more than it has room for, so that any actor reads them anew."""
+        return sum(sizes.values()) > self._memory_bytes or all(map(self._indexes.holds, sizes))
+
     def load(self, places: Sequence[Place], keys: DataKeys) -> None:
         """Reads these while there is room. Raises nothing: who searches them meets the error."""
         self._asked_s = time.monotonic()
@@ -221,7 +239,9 @@ class Shard:
             raise
 
     def _loading(self, segments: Sequence[_Located]) -> list[Future[None]]:
-        """Those that are not in memory yet, on their way there; where not all fit, the scan reads each as it comes."""
+        """Those that are not in memory yet, on their way there; where not all fit, the scan reads each as it comes.
+        The lock is held."""
+        self._searched[segments[0].key[0]] = time.monotonic(), segments
         if sum(one.index_bytes for one in segments) > self._memory_bytes:
             return []
         return [self._loaders.submit(self._load, one) for one in segments if not self._indexes.holds(one.key)]
@@ -243,6 +263,7 @@ class Shard:
             with self._lock:
                 old = [call_id for call_id, call in self._calls.items() if call.touched_s < now_s - LEASE_S]
                 self._left = {one: left_s for one, left_s in self._left.items() if left_s > now_s - LEASE_S}
+                self._searched = {one: last for one, last in self._searched.items() if last[0] > now_s - LATELY_S}
             for call_id in old:
                 self._drop(call_id)
             if self._asked_s < now_s - IDLE_S and not self._calls:
