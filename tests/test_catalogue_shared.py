@@ -25,6 +25,7 @@ from he_server.config import ServerConfig
 from he_server.storage import postgres as module
 from he_server.storage.catalogue_rows import SegmentRecord
 from he_server.storage.catalogue_shared import SharedCatalogue
+from he_server.storage.causes import Causes
 from he_server.storage.kek import KeyProvider
 from he_server.storage.store import Store
 from tests.postgres_fixture import PostgresServer, postgres
@@ -364,10 +365,17 @@ def test_a_flipped_bit_is_found(server: Servers, url: str, column: str) -> None:
         server()
 
 
-def test_a_database_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="no connection") as caught:
-        Store(tmp_path, catalogue=f"postgresql://somebody@/db?host={tmp_path}")
-    assert "somebody" not in str(caught.value)
+def test_a_database_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who calls is told no address; the log has it, with the reason, once."""
+    monkeypatch.setattr(module, "_CAUSES", Causes())
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="no connection") as caught:
+            Store(tmp_path, catalogue=f"postgresql://somebody@/db?host={tmp_path}")
+        assert str(tmp_path) not in str(caught.value)
+    (said,) = (one.getMessage() for one in caplog.records)
+    assert said.startswith("catalogue: PostgreSQL: no connection: ") and f"{tmp_path}/.s.PGSQL.5432" in said
     with pytest.raises(InvalidInput, match="no connection string"):
         SharedCatalogue("postgresql://somebody@/db?nonsense=1")
 

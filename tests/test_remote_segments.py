@@ -26,6 +26,7 @@ from he_server.config import ServerConfig
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 from he_server.storage import files
+from he_server.storage.causes import Causes
 from he_server.storage.kek import KeyProvider
 from he_server.storage.objects import Objects
 from he_server.storage.remote_segments import RemoteSegments
@@ -408,7 +409,10 @@ def test_large_segments_are_sent_and_read_in_parts(server: Open) -> None:
     assert verify(two, segment) == described(contents)
 
 
-def test_storage_that_is_away_stores_nothing(server: Open, tmp_path: Path, bucket: Any, where: dict[str, str]) -> None:
+def test_storage_that_is_away_stores_nothing(
+    server: Open, tmp_path: Path, bucket: Any, where: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callers are told no name; the log has it."""
     one = server()
     live = _committed(one, [b"index"])
     objects = _remote(one)._objects
@@ -418,11 +422,23 @@ def test_storage_that_is_away_stores_nothing(server: Open, tmp_path: Path, bucke
     with pytest.raises(Unavailable, match="nothing was changed") as caught:
         uploaded(one, [b"another"])
     assert "no-such-bucket" not in str(caught.value)
+    assert any("no-such-bucket" in record.getMessage() for record in caplog.records)
     assert not [*(tmp_path / "a" / "incoming").iterdir()]
     assert verify(one, live[0]) == described([b"index"]), "what is here is read"
     objects._store = sound
     assert len(_names(bucket)) == 1
     assert uploaded(one, [b"another"])
+
+
+def test_the_log_says_why_and_callers_do_not(caplog: pytest.LogCaptureFixture) -> None:
+    url = "http://127.0.0.1:1/bucket/name?sv=1&sig=signature: refused\nmore"
+    causes = Causes()
+    for _ in range(2):
+        causes.say("storage: GenericError while listing", url)
+    causes.say("storage: OtherError while listing", "x" * 9999)
+    once, other = (one.getMessage() for one in caplog.records)
+    assert once == "storage: GenericError while listing: http://127.0.0.1:1/bucket/name?… refused more"
+    assert len(other) < 600
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------

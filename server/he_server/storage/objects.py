@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from he_engine.engine import Buffer
 from he_engine.errors import HesearchError, InvalidInput, MissingExtra, NotFound, TamperedDataError, Unavailable
 from he_server.storage.catalogue_rows import SegmentRecord
+from he_server.storage.causes import Causes
 from he_server.storage.files import Listed
 from he_server.storage.tally import Tally
 
@@ -56,6 +57,7 @@ class Objects:
     def __init__(self, url: str, tally: Tally | None = None) -> None:
         """url: SCHEME://BUCKET/PREFIX, for S3 with ?endpoint=URL. Raises InvalidInput. Nothing is asked for yet."""
         self._tally = tally or Tally()
+        self._causes = Causes()
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
             raise InvalidInput(f"segments: expected {', '.join(f'{scheme}://…' for scheme in SCHEMES)}, or nothing")
@@ -71,16 +73,20 @@ class Objects:
 
     @contextlib.contextmanager
     def _errors(self, doing: str, missing: type[HesearchError] = TamperedDataError) -> Iterator[None]:
-        """Failures are counted, and become errors of ours that name no address, bucket or key."""
+        """Failures are counted, and become errors of ours that name no address, bucket or key; the log has why."""
         try:
             yield
         except FileNotFoundError as error:
             if missing is Unavailable:  # the bucket is, then
-                self._tally.add("object_failures")
+                self._failed(f"storage: NotFound while {doing}", error)
             raise missing(f"storage: NotFound while {doing}; nothing was changed") from error
         except (BaseError, OSError, ValueError) as error:
-            self._tally.add("object_failures")
-            raise Unavailable(f"storage: {type(error).__name__} while {doing}; nothing was changed") from error
+            self._failed(failure := f"storage: {type(error).__name__} while {doing}", error)
+            raise Unavailable(f"{failure}; nothing was changed") from error
+
+    def _failed(self, failure: str, error: Exception) -> None:
+        self._tally.add("object_failures")
+        self._causes.say(failure, str(error).partition("\n")[0])  # what follows is for who debugs obstore
 
     def place_id(self) -> bytes:
         """16 random bytes, made by whoever asks first. Raises Unavailable."""

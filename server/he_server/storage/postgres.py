@@ -29,6 +29,7 @@ from he_engine.errors import (
     Unavailable,
 )
 from he_server.rpc.calls import step
+from he_server.storage.causes import Causes
 
 try:
     import psycopg
@@ -38,6 +39,7 @@ except ImportError as error:
     raise MissingExtra("psycopg is not installed: pip install '.[cluster]'") from error
 
 _log = logging.getLogger(__name__)
+_CAUSES = Causes()
 _MIGRATIONS = sorted((Path(__file__).parent / "migrations").glob("*.sql"))
 SCHEMA_VERSION = len(_MIGRATIONS)
 _SCHEMA = "hesearch"  #: a schema of the database, which is made where it is missing
@@ -60,11 +62,12 @@ Mark = tuple[int, bytes]  #: revision and token of a transaction: a state that a
 
 @contextlib.contextmanager
 def postgres_errors() -> Iterator[None]:
-    """Failures of PostgreSQL become errors of ours that say nothing of statements, hosts or users."""
+    """Failures of PostgreSQL become errors of ours that say nothing of statements, hosts or users; the log has why."""
     try:
         yield
     except psycopg.Error as error:
         code = error.sqlstate or "no connection"
+        _CAUSES.say(f"catalogue: PostgreSQL: {code}", error.diag.message_primary or str(error))
         if code == "53100":
             raise LimitExceeded("catalogue: PostgreSQL has no room left; nothing was changed") from error
         if code.startswith("XX"):
