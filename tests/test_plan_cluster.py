@@ -71,6 +71,11 @@ def test_the_text_names_assumptions_and_the_limit(capsys: pytest.CaptureFixture[
     [
         (["--nodes", "4"], "--nodes: only with --cluster"),
         (["--cluster", "--threads", "77"], "--threads: not with --cluster"),
+        (["--cluster", "--failures-days", "3"], "--failures-days: only with --simulate"),
+        (["--cluster", "--seed", "3"], "--seed: only with --simulate"),
+        (["--cluster", "--simulate", "50", "--repair-s", "9"], "--repair-s: only with --failures-days"),
+        (["--cluster", "--years", "3"], "--years: only with --growth"),
+        (["--cluster", "--growth", "0.5"], "--growth: only with --years"),
         (["--cluster", "--batch", "0"], "--batch: got '0'"),
         (["--cluster", "--growth", "-1"], "--growth: got '-1'"),
     ],
@@ -86,6 +91,7 @@ def test_options_out_of_place(arguments: list[str], reason: str, capsys: pytest.
     ("options", "reason"),
     [
         (["--hedge", "0.9"], "hedge: got 1 copy"),
+        (["--hedge", "1.5"], "hedge: got 1.5, expected a quantile between 0 and 1"),
         (["--replicas", "2", "--hedge", "2"], "hedge: got 2"),
         (["--rows", "1000000000", "--nodes", "3"], "nodes: got 3"),
         (["--simulate", "5"], "simulation: got 5 queries"),

@@ -52,8 +52,8 @@ def add_plan(subparsers: Subparsers) -> None:
 
 
 def _plan(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    if name := plan_cluster.misplaced(parser, arguments):
-        parser.error(f"--{name.replace('_', '-')}: {'not with' if arguments.cluster else 'only with'} --cluster")
+    if wrong := plan_cluster.misplaced(parser, arguments):
+        parser.error(wrong)
     if arguments.cluster:
         return plan_cluster.run(arguments)
     if arguments.link_mbps is None:

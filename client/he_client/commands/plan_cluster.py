@@ -55,7 +55,8 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     add("client-memory-gb", positive, _BETWEEN.client_memory_bytes / 1e9, "M", "of a client")
     add("spread", not_negative, None, "C", f"of a pass: mean of what is beyond its least time (measured: "
         f"{facts()['spread']:g})")  # fmt: skip
-    add("hedge", positive, None, "P", "quantile of a pass after which another copy is asked, too (0.95)")
+    add("hedge", positive, None, "P", "quantile of a pass after which another copy is asked, too, such as 0.95; "
+        "with --replicas 2 or more (default: none is)")  # fmt: skip
     add("simulate", whole, None, "Q", "so many queries, one by one, beside the formulas")
     add("seed", whole, 1, "S", "of the simulation")
     add("failures-days", positive, None, "D", "in the simulation a node fails after so many days, in the mean")
@@ -63,9 +64,25 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def misplaced(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str | None:
-    """An option that was given and means nothing with, or without, --cluster."""
-    unused = ("queries", "threads") if arguments.cluster else _NAMES
-    return next((name for name in unused if getattr(arguments, name) != parser.get_default(name)), None)
+    """What is wrong with an option that was given and means nothing beside the others."""
+    rules: list[tuple[str, tuple[str, ...]]] = []
+    if not arguments.cluster:
+        rules.append(("only with --cluster", _NAMES))
+    else:
+        rules.append(("not with --cluster", ("queries", "threads")))
+        if arguments.simulate is None:
+            rules.append(("only with --simulate", ("seed", "failures_days")))
+        if arguments.failures_days is None:
+            rules.append(("only with --failures-days", ("repair_s",)))
+        if not arguments.growth:
+            rules.append(("only with --growth", ("years",)))
+        if not arguments.years:
+            rules.append(("only with --years", ("growth",)))
+    for rule, names in rules:
+        for name in names:
+            if getattr(arguments, name) != parser.get_default(name):
+                return f"--{name.replace('_', '-')}: {rule}"
+    return None
 
 
 def given(arguments: argparse.Namespace) -> tuple[Demand, Node, Between]:
@@ -132,8 +149,8 @@ def text(demand: Demand, node: Node, between: Between, plan: ClusterPlan, outcom
         "",
         f"  index      {size(plan.index_bytes)}, in at least {plan.collections} collection"
         f"{'s'[: plan.collections > 1]}; {size(round(plan.node_index_bytes))} a node",
-        f"  nodes      {plan.nodes:,}: {plan.shards:,} shards × {plan.replicas}; limit: {plan.nodes_limit} "
-        f"(memory alone: {plan.shards_for_memory:,})",
+        f"  nodes      {plan.nodes:,}: {plan.shards:,} shard{'s'[: plan.shards > 1]} × {plan.replicas}; "
+        f"limit: {plan.nodes_limit} (memory alone: {plan.shards_for_memory:,})",
         f"  front ends {plan.front_ends:,}",
         f"  a query    {size(plan.query_bytes)} sent, {size(plan.answer_bytes)} received; "
         f"{size(plan.fan_out_bytes)} from the front end to shards",
@@ -141,10 +158,10 @@ def text(demand: Demand, node: Node, between: Between, plan: ClusterPlan, outcom
         + ("" if fits else f": more than {size(round(between.client_memory_bytes))}"),
         f"  a pass     {duration(plan.pass_s)} for a query alone, {duration(plan.loaded_pass_s)} beside others "
         f"({plan.pass_riders:.2g} in the mean), {duration(plan.batch_pass_s)} for {demand.batch} at once",
-        f"  slowest    × {plan.straggling:.2f} of {plan.shards:,} shards"
+        f"  slowest    × {plan.straggling:.2f} of {plan.shards:,} shard{'s'[: plan.shards > 1]}"
         + ("" if demand.hedge is None else f", asked again after the quantile {demand.hedge:g}"),
         f"  capacity   {plan.capacity_per_s:.3g} queries a second",
-        f"  latency    {duration(plan.latency_s)}",
+        f"  latency    {duration(plan.latency_s)}, of stages that overlap:",
         *(f"    {name:<20} {duration(seconds)}" for name, seconds in plan.stages_s.items()),
         f"  limit      {plan.limit}",
         f"  price      {plan.price_per_hour:,.2f} USD an hour; {plan.price_per_million:,.0f} USD a million queries "

@@ -77,8 +77,10 @@ class Demand:
             raise InvalidInput(f"replicas: got {self.replicas}, expected at least 1")
         if not 0 < self.queries_per_s < math.inf:
             raise InvalidInput(f"queries a second: got {self.queries_per_s:g}, expected more than 0")
+        if self.hedge is not None and not 0 < self.hedge < 1:
+            raise InvalidInput(f"hedge: got {self.hedge:g}, expected a quantile between 0 and 1")
         if self.hedge is not None and self.replicas < 2:
-            raise InvalidInput(f"hedge: got {self.replicas} copy of each shard, expected at least 2")
+            raise InvalidInput(f"hedge: got {self.replicas} copy of each shard (replicas), expected at least 2")
 
     @property
     def planned_rows(self) -> int:
