@@ -62,6 +62,12 @@ def add_serve_parser(subparsers: Any) -> None:
     )
 
 
+def _handle_signals() -> None:
+    """Once more after Ray was started, whose handler writes a stack first, as if this were a crash."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+
+
 def _signals() -> Callable[[], int]:
     """From now on SIGTERM, SIGINT and SIGHUP do nothing but end a call of what is returned, with their number.
 
@@ -71,8 +77,7 @@ def _signals() -> Callable[[], int]:
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
+    _handle_signals()
     return lambda: os.read(told, 1)[0]
 
 
@@ -99,6 +104,7 @@ def serve(arguments: argparse.Namespace) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the keys of the disk
         next_signal = _signals()
         with Observing(config) as observing, Service(config, observing.engine_maker, open_access) as service:
+            _handle_signals()
             server = GrpcServer(service, observing.interceptors)
             observing.serve_metrics(service)
             sources = reloaders(service.access, config)

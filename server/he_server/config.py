@@ -50,6 +50,13 @@ def require_postgresql(url: str) -> None:
         raise InvalidInput("catalogue: expected postgresql://USER@HOST/DATABASE, or nothing")
 
 
+def require_ray_address(address: str) -> None:
+    """Raises InvalidInput."""
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and "/" not in host and port.isdecimal()):
+        raise InvalidInput(f"cluster: got {address!r}, expected auto, or host:port of Ray's head, not of ray://")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Where the data is, what is listened on, and the limits. Each field's doc is what `--help` and `--print-config`
@@ -160,7 +167,8 @@ class ServerConfig:
         default_factory=lambda: memory_bytes() // 2,
         metadata=_setting(
             "data at rest",
-            "bytes of decrypted indexes that a sealed folder keeps in memory; default: half of it",
+            "bytes of decrypted indexes that a sealed folder keeps in memory; with cluster, of all that each actor "
+            "keeps; default: half of this machine's memory",
             least=0,
         ),
     )
@@ -170,7 +178,13 @@ class ServerConfig:
     )
 
     threads: int = field(
-        default_factory=_cores, metadata=_setting("work", "threads that compute answers; default: all cores", least=1)
+        default_factory=_cores,
+        metadata=_setting(
+            "work",
+            "threads that compute answers; with cluster, those of each actor, which takes as many CPUs of Ray; "
+            "default: all cores of this machine",
+            least=1,
+        ),
     )
     device: str = field(
         default="cpu",
@@ -330,6 +344,8 @@ class ServerConfig:
             raise InvalidInput("insecure: got it with tls_cert, expected one of the two")
         if self.catalogue:
             require_postgresql(self.catalogue)
+        if self.cluster:
+            require_ray_address(self.cluster)
         if self.segments and not self.catalogue:
             raise InvalidInput("segments: got object storage without catalogue, expected one in PostgreSQL")
         if self.segments and self.orphan_age_s < _OBJECT_AGE_S:
