@@ -23,7 +23,7 @@ def run_inside(*arguments: str, says: str = " passed") -> None:
     assert says in done.stdout
 
 
-@pytest.mark.parametrize("file", ["answers", "faults", "changes", "head"])
+@pytest.mark.parametrize("file", ["answers", "faults", "changes", "head", "stopping"])
 def test_answers_from_ray(file: str) -> None:
     run_inside("-m", "pytest", "-p", "no:cacheprovider", f"tests/cluster/{file}.py")
 
