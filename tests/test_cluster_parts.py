@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from he_server.storage.rekey import rotate
 from he_server.storage.store import Store
 from tests.cluster.answers import filled, queries_of, residues
 from tests.cluster_fixture import serving
+from tests.s3_fixture import ENVIRONMENT
 from tests.server_fixture import PARAMETERS
 from tests.store_fixture import KEK, RECORD, made, path_of, sha256, uploaded
 
@@ -304,6 +307,31 @@ def test_a_shard_says_what_is_damaged(shard: Shard, asked: tuple[Asked, NDArray[
     batch = _all(shard, b"call", shard.open(b"call", what.name, {}, queries, what))[-1]
     assert isinstance(batch.error, TamperedDataError)
     assert batch.damaged == (2,)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An object storage whose credentials have expired."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_shard_counts_what_its_storage_refuses(
+    asked: tuple[Asked, NDArray[np.uint8], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"s3://bucket/prefix?endpoint=http://127.0.0.1:{server.server_address[1]}"
+        shard = Shard(ShardSettings(url, 1, "", 1 << 30))
+        shard.load([replace(place, path="") for place in asked[0].places], {})
+        assert shard.object_failures == len(asked[0].places)
+        assert shard.held_bytes == 0
+        server.shutdown()
 
 
 def test_more_than_fits_is_answered(asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:

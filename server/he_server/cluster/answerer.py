@@ -126,6 +126,7 @@ class RayAnswerer:
             "cluster_actors": self._actors.shards * self._actors.replicas,
             "cluster_actors_replying": len(replies),
             "cluster_index_bytes": sum(int(one["held_bytes"]) for one in replies),
+            "cluster_object_failures": sum(int(one["object_failures"]) for one in replies),
         }
 
     def call_bytes(self, answer_bytes: int) -> int:

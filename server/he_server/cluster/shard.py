@@ -32,6 +32,7 @@ from he_server.storage.indexes import Indexes
 from he_server.storage.opening import open_objects
 from he_server.storage.places import Place
 from he_server.storage.segment_file import Description, FileSource
+from he_server.storage.tally import Tally
 
 if TYPE_CHECKING:
     from he_server.storage.objects import Objects
@@ -82,7 +83,8 @@ class Shard:
     def __init__(self, settings: ShardSettings) -> None:
         kinds: dict[str, Any] = {"threads": settings.threads, "target": settings.target, "device": settings.device}
         config = ServerConfig(data=Path("/nonexistent"), **kinds)
-        self._objects = open_objects(settings.segments)
+        self._tally = Tally()
+        self._objects = open_objects(settings.segments, self._tally)
         self._engines = Engines(engine_maker(config))
         self._memory_bytes = settings.index_memory_bytes
         self._indexes = Indexes(settings.index_memory_bytes, self._engines.forget)
@@ -165,15 +167,25 @@ class Shard:
 
     @ray.method(concurrency_group="control")
     def ping(self) -> dict[str, int | str]:
-        """That it is wanted. `node`, `pid`, `held_bytes` of indexes in memory, and open `calls`."""
+        """That it is wanted. `node`, `pid`, `held_bytes` of indexes in memory, open `calls`, and `object_failures`."""
         self._asked_s = time.monotonic()
-        node = ray.get_runtime_context().get_node_id()
-        return {"node": node, "pid": os.getpid(), "held_bytes": self.held_bytes, "calls": len(self._calls)}
+        return {
+            "node": ray.get_runtime_context().get_node_id(),
+            "pid": os.getpid(),
+            "held_bytes": self.held_bytes,
+            "calls": len(self._calls),
+            "object_failures": self.object_failures,
+        }
 
     @property
     def held_bytes(self) -> int:
         """Of indexes in memory."""
         return self._indexes.held_bytes
+
+    @property
+    def object_failures(self) -> int:
+        """Requests to object storage that failed since it began."""
+        return self._tally.values()["object_failures"]
 
     @ray.method(concurrency_group="control")
     def lately(self) -> Sizes:

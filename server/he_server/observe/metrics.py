@@ -35,8 +35,9 @@ _WORK_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 _CLUSTER = {
     "cluster_actors": "Actors that are to hold shards; without a cluster, 0.",
-    "cluster_actors_replying": "Those that replied when they were last asked, half a minute ago or less.",
+    "cluster_actors_replying": "Those that replied when they were last asked, some seconds ago.",
     "cluster_index_bytes": "Indexes in their memory.",
+    "cluster_object_failures": "Requests of theirs to object storage that failed, since each began.",
 }
 
 
