@@ -545,6 +545,8 @@ def test_what_does_not_belong_together(
     if with_objects:
         wrong += [(deployment.root, catalogue), (deployment.root, catalogue | {"segments": other_where["segments"]})]
         assert check_remote(tmp_path / "of no server", **deployment.where).clean
+        with pytest.raises(NotFound, match="another bucket or prefix"):
+            check_remote(tmp_path / "of no server", **catalogue, segments=s3.new_bucket())
     else:
         wrong += [(deployment.root, catalogue | {"segments": s3.new_bucket()})]
         with pytest.raises(NotFound, match="no server with a catalogue in PostgreSQL"):

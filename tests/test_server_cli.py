@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,13 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json(tmp_path: Path) -> None:
-    served = Served("--data", str(tmp_path), "--listen", "127.0.0.1:0", "--insecure", "--json")
+    served = Served(
+        "--data", str(tmp_path), "--listen", "127.0.0.1:0", "--insecure", "--metrics", "127.0.0.1:0", "--json"
+    )
     ready = json.loads(served.line())
     assert ready["listening"].startswith("127.0.0.1:")
+    with urllib.request.urlopen(f"http://{ready['metrics']}/metrics") as answer:
+        assert b"hesearch_" in answer.read()
     assert ready["format_version"] == 1
     assert served.end(signal.SIGTERM)[0] == 0
 

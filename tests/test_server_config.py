@@ -75,6 +75,9 @@ def test_flags_come_before_the_file(tmp_path: Path) -> None:
     )
     assert make_config(file, _flags()).insecure
     assert make_config(file, _flags("--grace-s", "1")).grace_s == 1
+    quiet = _file(tmp_path, 'data = "there"\nno_audit = true')
+    assert make_config(quiet, _flags()).no_audit and not make_config(quiet, _flags("--audit")).no_audit
+    assert make_config(_file(tmp_path, 'data = "there"'), _flags("--no-audit")).no_audit
 
 
 def test_data_must_be_said(tmp_path: Path) -> None:

@@ -106,12 +106,13 @@ def serve(arguments: argparse.Namespace) -> int:
         with Observing(config) as observing, Service(config, observing.engine_maker, open_access) as service:
             _handle_signals()
             server = GrpcServer(service, observing.interceptors)
-            observing.serve_metrics(service)
+            metrics = observing.serve_metrics(service)
             sources = reloaders(service.access, config)
             if server.certificates:
                 sources["certificates"] = server.certificates.reload
-            ready = {"listening": server.address, "format_version": FORMAT_VERSION}
-            print(json.dumps(ready) if arguments.json else f"listening on {server.address}", flush=True)
+            ready = {"listening": server.address, "metrics": metrics, "format_version": FORMAT_VERSION}
+            told = [f"listening on {server.address}", *([f"metrics on {metrics}"] if metrics else [])]
+            print(json.dumps(ready) if arguments.json else "\n".join(told), flush=True)
             with Warmer(service), Upkeep(service.store, config.data_key_days):
                 while next_signal() == signal.SIGHUP:
                     reload(sources)

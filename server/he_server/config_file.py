@@ -78,7 +78,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         for one in members:
             flags = (f"--{one.name.replace('_', '-')}", *_ALIASES.get(one.name, ()))
             text = one.metadata["doc"].replace("%", "%%") + _default(one)
-            if one.type == "bool":
+            if one.name.startswith("no_"):
+                group.add_argument(*flags, action="store_const", const=True, help=text)
+                group.add_argument(
+                    flags[0].replace("--no-", "--"), dest=one.name, action="store_const", const=False,
+                    help=argparse.SUPPRESS,
+                )  # fmt: skip
+            elif one.type == "bool":
                 group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
             else:
                 kind = {"int": int, "float": float}.get(str(one.type), str)

@@ -189,5 +189,5 @@ def test_who_leaves_holds_nobody_up(tmp_path: Path, nodes: Nodes) -> None:
 
 def test_no_ray_there(tmp_path: Path) -> None:
     config = ServerConfig(data=tmp_path, insecure=True, cluster="127.0.0.1:1")
-    with pytest.raises(Unavailable, match=r"no Ray found at '127\.0\.0\.1:1'"):
+    with pytest.raises(Unavailable, match=r"no Ray found at '127\.0\.0\.1:1'; run `ray start` first"):
         Service(config)

@@ -79,7 +79,7 @@ class Searches:
         self._thread.join()
 
 
-def test_a_lost_actor_is_waited_for(tmp_path: Path, nodes: Nodes) -> None:
+def test_a_lost_actor_is_waited_for(tmp_path: Path, nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
     """With one replica, it is started again and reads its segments anew; who searches meanwhile waits."""
     expected = prepared(tmp_path)
     with serving(tmp_path, nodes, cluster_shards=2, cluster_wait_s=300.0) as (_, service):
@@ -93,6 +93,9 @@ def test_a_lost_actor_is_waited_for(tmp_path: Path, nodes: Nodes) -> None:
             searches.stop()
         assert searches.problems == []
         assert set(pids).isdisjoint(again)
+    for shard in (0, 1):
+        said = f"an actor of shard {shard} was given up"
+        assert sum(said in record.getMessage() for record in caplog.records) == 1  # not once a call
 
 
 def test_a_node_is_lost_and_another_comes(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,8 +170,8 @@ def text(demand: Demand, node: Node, between: Between, plan: ClusterPlan, outcom
     if outcome is not None:
         lines += [
             "",
-            f"simulated, {outcome.queries:,} queries: p50 {duration(outcome.p50_s)}, p99 {duration(outcome.p99_s)}, "
-            f"mean {duration(outcome.mean_s)}; {outcome.failed:,} failed",
+            f"simulated, {outcome.queries:,} queries after a tenth to warm up: p50 {duration(outcome.p50_s)}, "
+            f"p99 {duration(outcome.p99_s)}, mean {duration(outcome.mean_s)}; {outcome.failed:,} failed",
             f"  {outcome.throughput_per_s:.3g} queries a second; nodes busy {outcome.utilisation:.0%}, front ends' "
             f"network {outcome.front_end_utilisation:.0%}; {outcome.hedged:.1%} of calls asked again",
         ]

@@ -20,6 +20,7 @@ from typing import Any
 
 from he_engine.errors import MissingExtra, Unavailable
 from he_server.config import ServerConfig
+from he_server.storage.causes import Causes
 
 try:
     import ray
@@ -57,7 +58,9 @@ def _connect(address: str) -> None:
                 with ThreadPoolExecutor(1) as aside:  # in the main thread it would take SIGTERM for itself
                     aside.submit(ray.init, address, log_to_driver=False, configure_logging=False).result()
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-                raise Unavailable(f"cluster: {type(error).__name__}: no Ray found at {address!r}") from error
+                raise Unavailable(
+                    f"cluster: {type(error).__name__}: no Ray found at {address!r}; run `ray start` first"
+                ) from error
         _connections += 1
 
 
@@ -84,8 +87,14 @@ class Actors:
         wanted = self.shards * self.replicas * config.threads
         there = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
         if wanted > there:
-            _log.warning("cluster: the actors want %d CPUs of Ray, which has %d: some find no place", wanted, there)
+            _log.warning(
+                "cluster: the actors want %d CPUs of Ray, which has %d: some find no place; add nodes, or lower "
+                "cluster_shards, cluster_replicas or threads",
+                wanted,
+                there,
+            )
         self.wait_s = config.cluster_wait_s
+        self.causes = Causes()
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], Any] = {}
         self._replied: dict[tuple[int, int], tuple[Any, State]] = {}  # lately: their handles and states

@@ -249,6 +249,7 @@ class FanOut:
         part.reason = reason
         part.again_s = time.monotonic() + _AGAIN_S
         self._store.tally.add("cluster_losses")
+        self._actors.causes.say(f"cluster: an actor of shard {part.shard} was given up", reason)
 
     def _missing(self, part: _Part, unheard_s: float) -> str:
         segments = sum(len(other.asked.places) for other in self._parts)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
@@ -27,6 +28,9 @@ from he_server.storage.folder import CATALOGUE_ID, OBJECTS_ID, known_id, place
 from he_server.storage.kek import KeyProvider
 from he_server.storage.opening import open_objects
 from he_server.storage.postgres_reader import PostgresReader
+
+if TYPE_CHECKING:
+    from he_server.storage.objects import Objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ def check_remote(
             opened.callback(objects.close)
         database = opened.enter_context(contextlib.closing(PostgresReader(catalogue)))
         wrapped, place_id = database.folder()
-        if place_id != _here(root, objects.known_place_id() if objects else None):
+        if place_id != _here(root, _place_id(objects) if objects else None):
             raise InvalidInput("catalogue: it belongs to other segments than those that are here")
         rows = Rows(named=False, wrapped_key=wrapped, key=folder_key(wrapped, kek) if wrapped else None)
         _read(database, rows)
@@ -81,6 +85,14 @@ def check_remote(
     return RemoteReport(
         problems, [], _told(strays, "objects" if objects else "files"), *counts, bool(wrapped), found.retired, *left
     )
+
+
+def _place_id(objects: Objects) -> bytes:
+    """Raises NotFound where no server has used it, Unavailable."""
+    try:
+        return objects.known_place_id()
+    except NotFound:
+        raise NotFound("storage: no catalogue.id there; another bucket or prefix, or no server has used it") from None
 
 
 def _here(root: Path, objects_id: bytes | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Why PostgreSQL or the object storage failed, for the log of who runs the server: callers are told no addresses."""
+"""Why PostgreSQL, object storage or an actor failed, for the log of who runs the server: callers learn no addresses."""
 
 from __future__ import annotations
 
