@@ -288,6 +288,21 @@ def test_who_can_stand_in_for_a_shard(shard: Shard, asked: tuple[Asked, NDArray[
     assert other.stands_in(lately)
 
 
+def test_a_shard_takes_so_many_calls_at_a_time(
+    shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that it has no room for holds nothing, and another can be opened as soon as one has ended."""
+    monkeypatch.setattr(shard_module, "_OPEN", 1)
+    what, queries, expected = asked
+    first = shard.open(b"first", what.name, {}, queries, what)
+    refused = shard.open(b"second", what.name, {}, queries)
+    assert isinstance(refused.error, Unavailable) and "1 calls open" in str(refused.error)
+    assert list(shard._calls) == [b"first"]
+    assert sum(batch.answers.nbytes for batch in _all(shard, b"first", first)) == len(expected)
+    again = _all(shard, b"third", shard.open(b"third", what.name, {}, queries))
+    assert sum(batch.answers.nbytes for batch in again) == len(expected)
+
+
 def test_a_call_that_was_left_is_forgotten(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:
     what, queries, _ = asked
     batch = shard.open(b"call", what.name, {}, queries, what)

@@ -45,6 +45,7 @@ LEASE_S = 60.0
 IDLE_S = 900.0  #: an actor that no front end asks for so long ends
 LATELY_S = 300.0  #: what was searched within that time should not have to be read again, wherever actors are moved
 CALLS = 256  #: methods at the same time
+_OPEN = 64  #: calls at a time
 _TOLD = 64  #: names that are remembered; each was of all that one version of a collection has here
 _LOADS = 4  #: segments that are read at the same time
 _SWEEP_S = 5.0
@@ -116,6 +117,8 @@ class Shard:
         with self._lock:
             if call_id in self._left:
                 return Batch(unknown=True)
+            if len(self._calls) >= _OPEN:  # of all front ends together: what they hold of answers is bounded
+                return Batch(done=True, error=Unavailable(f"it has {_OPEN} calls open, which is all that it takes"))
             call.loading = self._loading(segments)
             self._calls[call_id] = call
         return self.take(call_id)
