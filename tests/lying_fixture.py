@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -128,6 +129,26 @@ def decrypted_segments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def note(self: HintClient, query: Any, segment: Any, answer: Any) -> Any:
         decrypted.append(segment)
+        return honest(self, query, segment, answer)
+
+    monkeypatch.setattr(HintClient, "_recover_one", note)
+    return decrypted
+
+
+def whole_answers(pieces: Iterable[pb.AnswerResponse]) -> list[bytes]:
+    """Each segment's answer to each query, its blocks in order."""
+    ordered = sorted(pieces, key=lambda p: (p.query, p.segment_id, p.first_block))
+    each = itertools.groupby(ordered, key=lambda p: (p.query, p.segment_id))
+    return [b"".join(piece.residues for piece in of_one) for _, of_one in each]
+
+
+def decrypted_answers(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is decrypted from now on."""
+    decrypted: list[bytes] = []
+    honest = HintClient._recover_one
+
+    def note(self: HintClient, query: Any, segment: Any, answer: Any) -> Any:
+        decrypted.append(answer.tobytes())
         return honest(self, query, segment, answer)
 
     monkeypatch.setattr(HintClient, "_recover_one", note)

@@ -186,6 +186,20 @@ def test_a_place_is_made_once_and_anew_for_another_file(tmp_path: Path) -> None:
                 assert before.secret != after.secret
 
 
+def test_a_collection_that_is_made_again_is_another(tmp_path: Path) -> None:
+    """Also where its id, version and segments are the same: who searches the old one shares no pass with the new."""
+    made(tmp_path, None, [[b"i"]])
+    editions = set()
+    with _open(tmp_path, None) as store:
+        for _ in range(3):
+            with store.snapshot(RECORD, 2) as snapshot:
+                editions.add(snapshot.edition)
+            store.drop(RECORD)
+            store.create(RECORD, b"sealed", 10)
+            store.commit(RECORD, 1, b"sealed 2", [uploaded(store, [b"i"])])
+    assert len(editions) == 3
+
+
 def test_a_place_says_no_key(tmp_path: Path) -> None:
     made(tmp_path, KEK, [[b"i"]])
     with _open(tmp_path, KEK) as store, store.places(RECORD, 2) as snapshot:
@@ -295,12 +309,15 @@ def test_a_shard_takes_so_many_calls_at_a_time(
     monkeypatch.setattr(shard_module, "_OPEN", 1)
     what, queries, expected = asked
     first = shard.open(b"first", what.name, {}, queries, what)
-    refused = shard.open(b"second", what.name, {}, queries)
-    assert isinstance(refused.error, Unavailable) and "1 calls open" in str(refused.error)
+    assert shard.open(b"second", what.name, {}, queries).full
     assert list(shard._calls) == [b"first"]
     assert sum(batch.answers.nbytes for batch in _all(shard, b"first", first)) == len(expected)
+    shard.open(b"slow", what.name, {}, queries)
+    assert shard.open(b"third", what.name, {}, queries).full
+    monkeypatch.setattr(shard_module, "_SLOW_S", 0.0)
     again = _all(shard, b"third", shard.open(b"third", what.name, {}, queries))
     assert sum(batch.answers.nbytes for batch in again) == len(expected)
+    assert shard.take(b"slow").unknown  # it had taken nothing for the longest time
 
 
 def test_a_call_that_was_left_is_forgotten(shard: Shard, asked: tuple[Asked, NDArray[np.uint8], bytes]) -> None:

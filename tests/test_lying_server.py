@@ -30,10 +30,12 @@ from tests.lying_fixture import (
     LyingTransport,
     block_by_block,
     copy_of,
+    decrypted_answers,
     decrypted_segments,
     forbid_decryption,
     forget_parts,
     lying_client,
+    whole_answers,
 )
 
 DIM, STRIDE = 16, 128  # 16 rows a block under compact, 32 under the others
@@ -145,10 +147,18 @@ def test_a_bad_piece_is_refused(
     transport.lies["Answer"] = lambda pieces: block_by_block(pieces)[::-1]
     for mine, other in zip(honest, made.search(queries, k=80), strict=True):
         assert {h.id for h in mine} == {h.id for h in other}, "any order and any split is an honest answer"
-    transport.lies["Answer"] = lambda pieces: lie(block_by_block(pieces))
-    forbid_decryption(monkeypatch)
+    answers: set[bytes] = set()
+
+    def told(pieces: Pieces) -> Pieces:
+        answers.update(whole_answers(pieces))
+        return lie(block_by_block(pieces))
+
+    transport.lies["Answer"] = told
+    decrypted = decrypted_answers(monkeypatch)
     with pytest.raises(TamperedAnswerError, match=message):
         made.search(queries, k=5)
+    assert answers.issuperset(decrypted), "the other query's may have been, when all of it was there and right"
+    assert len(decrypted) < len(answers)
 
 
 def test_answers_of_a_retired_segment_are_refused(

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import obstore
+import psycopg
 import pytest
 
 from he_client import Client, CollectionKey
 from he_engine.engine import IndexFile
-from he_engine.errors import Conflict, HesearchError, InvalidInput, TamperedDataError, Unavailable
+from he_engine.errors import Conflict, HesearchError, InvalidInput, NotFound, TamperedDataError, Unavailable
 from he_server.config import ServerConfig
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
@@ -466,6 +467,25 @@ def test_folder_catalogue_and_bucket_belong_together(
                 Store(tmp_path / folder, **one_wrong)
             shutil.rmtree(tmp_path / "new", ignore_errors=True)
     assert verify(Store(tmp_path / "a", **where), described([b"index"]).segment_id)
+
+
+def test_what_a_restored_catalogue_has_not_is_not_removed(server: Open, where: dict[str, str], bucket: Any) -> None:
+    """PostgreSQL is back at an older state while servers run. They forget what it does not have; the objects stay until
+    they are old, so that going forward again finds them."""
+    one = server()
+    _committed(one, [b"index"], [b"another"])
+    before = _names(bucket, one)
+    assert len(before) == 2
+    with psycopg.connect(where["catalogue"], autocommit=True) as database:
+        database.execute("SET search_path = hesearch")
+        database.execute("DELETE FROM segments")
+        database.execute("DELETE FROM collections")
+        database.execute("UPDATE commits SET token = convert_to(revision::text, 'UTF8')")
+        database.execute("UPDATE folder SET revision = revision + 1, token = 'another'")
+    with pytest.raises(NotFound):
+        one.find("notes")
+    assert _remote(one)._catalogue.segments() == []
+    assert _names(bucket, one) == before
 
 
 class Overwriting(ThreadingHTTPServer):

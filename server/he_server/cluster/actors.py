@@ -29,6 +29,7 @@ try:
 except ImportError as error:
     raise MissingExtra("Ray is not installed: pip install '.[cluster]'") from error
 
+from he_server.cluster.messages import PROTOCOL
 from he_server.cluster.nodes import present
 from he_server.cluster.shard import CALLS, Shard, ShardSettings
 
@@ -78,7 +79,8 @@ class Actors:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         place = config.segments or f"{config.data.resolve()} {secrets.token_hex(8)}"
-        self.namespace = f"hesearch-{version('hesearch')}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
+        build, storage = f"{version('hesearch')}-{PROTOCOL}", hashlib.sha256(place.encode()).hexdigest()[:16]
+        self.namespace = f"hesearch-{build}-{storage}"
         _connect(config.cluster)
         self._nodes = present()
         self.shards = config.cluster_shards or len(self._nodes.usable) + len(self._nodes.drained)
@@ -97,20 +99,28 @@ class Actors:
         self.causes = Causes()
         self._lock = threading.Lock()
         self._known: dict[tuple[int, int], Any] = {}
+        self._making: dict[tuple[int, int], threading.Lock] = {}
         self._replied: dict[tuple[int, int], tuple[Any, State]] = {}  # lately: their handles and states
         self._pings: dict[tuple[int, int], tuple[Any, Any]] = {}  # that have no reply yet: to whom, and its reference
+        self._looking = threading.Lock()
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keep-shards", daemon=True)
         self._keeper.start()
 
     def actor(self, shard: int, replica: int) -> Any:
         """A handle; the actor may be on its way only."""
+        place = shard, replica
         with self._lock:
-            handle = self._known.get((shard, replica))
-        if handle is None:
-            handle = self._found(shard, replica)  # it may take Ray long to answer
+            if (handle := self._known.get(place)) is not None:
+                return handle
+            making = self._making.setdefault(place, threading.Lock())
+        with making:  # it may take Ray long to answer; and an actor ends with the handle of who made it
             with self._lock:
-                self._known[shard, replica] = handle
+                handle = self._known.get(place)
+            if handle is None:
+                handle = self._found(shard, replica)
+                with self._lock:
+                    self._known[place] = handle
         return handle
 
     def _found(self, shard: int, replica: int) -> Any:
@@ -141,10 +151,11 @@ class Actors:
         )
         return _SHARD.options(**options).remote(settings)
 
-    def forget(self, shard: int, replica: int) -> None:
-        """It ended for good: the next to ask for it makes another."""
+    def forget(self, shard: int, replica: int, handle: Any) -> None:
+        """It ended for good: the next to ask for it makes another, unless somebody has."""
         with self._lock:
-            self._known.pop((shard, replica), None)
+            if self._known.get((shard, replica)) is handle:
+                del self._known[shard, replica]
 
     @property
     def replies(self) -> list[State]:
@@ -158,17 +169,21 @@ class Actors:
     # ---- looking after them -----------------------------------------------------------------------------
     def _keep(self) -> None:
         while not self._stop.wait(_PING_S):
-            with contextlib.suppress(Exception):  # of Ray: they have no class in common
+            try:
                 self.look()
+            except Exception as error:  # of Ray: they have no class in common
+                self.causes.say("cluster: actors were not looked at", f"{type(error).__name__}: {error}")
 
     def look(self) -> None:
         """Pings all, as actors that nobody asks end by themselves, and moves what is on the wrong node. Raises what Ray
         raises."""
-        self._replied = self._pinged()
-        self._nodes = present()
-        for shard in range(self.shards):
-            with contextlib.suppress(ray.exceptions.RayError):  # an actor that was lost meanwhile
-                self._mend(shard)
+        with self._looking:
+            self._replied = self._pinged()
+            self._nodes = present()
+            for shard in range(self.shards):
+                with contextlib.suppress(ray.exceptions.RayError):  # an actor that was lost meanwhile
+                    if self._mend(shard) and self.replicas == 1:
+                        return  # one at a time, so that no two take the same room
 
     def _pinged(self) -> dict[tuple[int, int], tuple[Any, State]]:
         """Those actors that reply in time. Who has not replied to the last ping gets no other: they would pile up."""
@@ -177,7 +192,7 @@ class Actors:
                 handle = self.actor(*place)
                 self._pings[place] = handle, handle.ping.remote()
         replies = [reply for _, reply in self._pings.values()]
-        ready, _ = ray.wait(replies, num_returns=len(replies), timeout=_REPLY_S)
+        ready = set(ray.wait(replies, num_returns=len(replies), timeout=_REPLY_S)[0])
         found = {}
         for place, (handle, reply) in list(self._pings.items()):
             if reply in ready:
@@ -185,25 +200,30 @@ class Actors:
                 try:
                     found[place] = handle, ray.get(reply)
                 except ActorDiedError:
-                    self.forget(*place)
+                    self.forget(*place, handle)
                 except ray.exceptions.RayError:
                     pass  # Ray starts it again
         return found
 
-    def _mend(self, shard: int) -> None:
-        """Moves one replica that is on the wrong node, if another one can answer meanwhile, or there is no other.
+    def _mend(self, shard: int) -> bool:
+        """Moves one replica that is on the wrong node, if another one can answer meanwhile, or there is no other;
+        whether it did.
 
         Several front ends may decide so. A handle means the actor that was looked at, so whoever is late does not end
         its successor; and all choose the same one (Nodes.misplaced) as long as they see the same nodes."""
         replica = self._nodes.misplaced(self._where(shard), self._wanted)
         if replica is None or not (self.replicas == 1 or self._others_stand_in(shard, replica)):
-            return
+            return False
+        self._nodes = present()  # others may have taken that room
+        if self._nodes.misplaced(self._where(shard), self._wanted) != replica:
+            return False
         handle, state = self._replied[shard, replica]
         _log.info("cluster: replica %d of shard %d leaves node %s", replica, shard, state["node"])
         ray.kill(handle)
         self._replied = {place: one for place, one in self._replied.items() if place != (shard, replica)}
-        self.forget(shard, replica)
+        self.forget(shard, replica, handle)
         self.actor(shard, replica)
+        return True
 
     def _others_stand_in(self, shard: int, replica: int) -> bool:
         """Whether one of them has all in memory that this one was searched for lately."""

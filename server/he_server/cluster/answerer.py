@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from he_engine.engine import Buffer, ServerEngine
-from he_engine.errors import Unavailable
+from he_engine.errors import NotFound, Unavailable
 from he_proto.chunks import CHUNK_BYTES
 from he_proto.wire import PublicParameters
 from he_server.cluster.actors import Actors
@@ -104,7 +104,13 @@ class RayAnswerer:
     @contextlib.contextmanager
     def searched(self, record: CollectionRecord, version: int, parameters: PublicParameters) -> Iterator[Searched]:
         """See Answerer."""
-        with self._store.places(record, version) as snapshot:
+        try:
+            snapshot = self._store.places(record, version)
+        except NotFound:
+            with self._lock:
+                self._divisions.pop(record.collection_id, None)  # with its data keys
+            raise
+        with snapshot:
             yield Searched((record.collection_id, version, snapshot.edition), parameters, snapshot.segments)
 
     def warm(self, engine: ServerEngine, searched: Searched, room_bytes: float, stop: threading.Event) -> int:

@@ -136,9 +136,10 @@ class FanOut:
             unheard_s = now_s - part.heard_s
             if unheard_s > self._actors.wait_s or (last and unheard_s > _STILL_S):
                 raise Unavailable(self._missing(part, unheard_s))
+            if now_s < part.again_s:
+                continue
             if not part.sources:
-                if now_s >= part.again_s:
-                    self._start(part)
+                self._start(part)
             elif len(part.sources) == 1 and self._actors.replicas > 1 and self._late(part.sources[0], now_s):
                 self._store.tally.add("cluster_hedges")
                 self._start(part)
@@ -158,7 +159,7 @@ class FanOut:
         call_id, now_s = secrets.token_bytes(16), time.monotonic()
         try:
             actor = self._actors.actor(part.shard, replica)
-            coming = actor.open.remote(call_id, part.asked.name, self._keys, self._queries)
+            coming = self._opened(actor, call_id, part)
         except Exception as error:  # of Ray: they have no class in common
             self._failed(part, type(error).__name__)
             return
@@ -183,9 +184,7 @@ class FanOut:
         part.heard_s = source.heard_s = time.monotonic()
         source.loading = batch.loading
         if batch.untold:  # of a version that it is asked for the first time
-            source.coming = source.actor.open.remote(
-                source.call_id, part.asked.name, self._keys, self._queries, part.asked
-            )
+            self._next(part, source, lambda: self._opened(source.actor, source.call_id, part, part.asked))
             return []
         if batch.headers and not source.answering:
             source.answering = True
@@ -200,8 +199,17 @@ class FanOut:
         elif batch.done:
             self._lost(part, source, "it left answers out")
         else:
-            source.coming = source.actor.take.remote(source.call_id)
+            self._next(part, source, lambda: source.actor.take.remote(source.call_id))
         return pieces
+
+    def _next(self, part: _Part, source: _Source, ask: Callable[[], Any]) -> None:
+        try:
+            source.coming = ask()
+        except Exception as error:  # of Ray: they have no class in common
+            self._lost(part, source, type(error).__name__)
+
+    def _opened(self, actor: Any, call_id: bytes, part: _Part, asked: Asked | None = None) -> Any:
+        return actor.open.remote(call_id, part.asked.name, self._keys, self._queries, asked)
 
     def _batch(self, part: _Part, source: _Source) -> Batch | None:
         """The next, or None where this source is of no use. Raises what is wrong with segments or queries."""
@@ -209,8 +217,12 @@ class FanOut:
             batch: Batch = ray.get(source.coming)
         except Exception as error:
             if isinstance(error, ActorDiedError):
-                self._actors.forget(part.shard, source.replica)
+                self._actors.forget(part.shard, source.replica, source.actor)
             self._lost(part, source, type(error).__name__)
+            return None
+        if batch.full:
+            part.sources.remove(source)
+            part.reason, part.again_s = "it takes no call more", time.monotonic() + _AGAIN_S
             return None
         if batch.unknown:
             self._lost(part, source, "it was started again")

@@ -11,6 +11,9 @@ from he_engine.errors import HesearchError
 from he_proto.wire import PublicParameters
 from he_server.storage.places import Place
 
+#: One more whenever a message or a method of Shard becomes another, so that builds which differ in it share no actors.
+PROTOCOL = 2
+
 #: Of one collection, by generation. An argument of its own, and small: what is larger than 100 KB goes through Ray's
 #: object store, which may be written to disk.
 DataKeys = dict[int, bytes]
@@ -38,5 +41,6 @@ class Batch:
     loading: bool = False  #: segments are being read; ask again
     unknown: bool = False  #: there is no such call (any more)
     untold: bool = False  #: what is asked has to be said, not its name alone
+    full: bool = False  #: it takes no call more at present
     error: HesearchError | None = None
     damaged: tuple[int, ...] = ()  #: positions in Asked.places, where that is the error

@@ -76,8 +76,7 @@ class Division:
         parts = []
         for shard, places in enumerate(placed(segments, shards)):
             if places:
-                # front ends count editions for themselves, and these begin anew with a collection: hence the rows
-                rows = repr((searched.key, [place.record for place in places]))
+                rows = repr([place.record for place in places])  # which say in which files their segments are
                 bare = tuple(replace(place, secret=b"") for place in places)
                 parts.append((shard, Asked(hashlib.sha256(rows.encode()).digest(), searched.parameters, bare)))
         return cls(searched.key, segments, keys, parts)

@@ -46,7 +46,8 @@ IDLE_S = 900.0  #: an actor that no front end asks for so long ends
 LATELY_S = 300.0  #: what was searched within that time should not have to be read again, wherever actors are moved
 CALLS = 256  #: methods at the same time
 _OPEN = 64  #: calls at a time
-_TOLD = 64  #: names that are remembered; each was of all that one version of a collection has here
+_SLOW_S = 5.0  #: who takes nothing for so long may lose its place to another
+_TOLD = 2  #: names of a collection that are remembered: of its version, and of the one before
 _LOADS = 4  #: segments that are read at the same time
 _SWEEP_S = 5.0
 
@@ -114,26 +115,37 @@ class Shard:
         searched = Searched(name, told.asked.parameters, segments)
         call = _Call(iter(()), told.positions)
         call.pieces = self._pieces(call, searched, [memoryview(query) for query in queries])
+        self._make_room()
         with self._lock:
             if call_id in self._left:
                 return Batch(unknown=True)
             if len(self._calls) >= _OPEN:  # of all front ends together: what they hold of answers is bounded
-                return Batch(done=True, error=Unavailable(f"it has {_OPEN} calls open, which is all that it takes"))
+                return Batch(full=True)
             call.loading = self._loading(segments)
             self._calls[call_id] = call
         return self.take(call_id)
 
     def _told_of(self, name: bytes, keys: DataKeys, asked: Asked | None) -> _Told | None:
+        new = None if asked is None else _Told(asked, keys, self._objects)
         with self._lock:
-            told = self._told.pop(name, None)
-            if asked is not None:
-                told = _Told(asked, keys, self._objects)
-            elif told is None:
+            told = self._told.pop(name, None) or new
+            if told is None:
                 return None
+            told.touched_s = time.monotonic()
             self._told[name] = told
-            while len(self._told) > _TOLD:
-                del self._told[next(iter(self._told))]
+            same = [one for one, other in self._told.items() if other.collection_id == told.collection_id]
+            for one in same[:-_TOLD]:
+                del self._told[one]
             return told
+
+    def _make_room(self) -> None:
+        """Where all places are taken, that of a call whose client reads slowly; its front end asks for it again."""
+        with self._lock:
+            if len(self._calls) < _OPEN:
+                return
+            call_id, call = min(self._calls.items(), key=lambda one: one[1].touched_s)
+        if call.touched_s < time.monotonic() - _SLOW_S:
+            self._drop(call_id)
 
     def take(self, call_id: bytes) -> Batch:
         self._asked_s = time.monotonic()
@@ -278,9 +290,11 @@ class Shard:
             with self._lock:
                 old = [call_id for call_id, call in self._calls.items() if call.touched_s < now_s - LEASE_S]
                 self._left = {one: left_s for one, left_s in self._left.items() if left_s > now_s - LEASE_S}
+                self._told = {name: told for name, told in self._told.items() if told.touched_s > now_s - LATELY_S}
                 self._searched = {one: last for one, last in self._searched.items() if last[0] > now_s - LATELY_S}
             for call_id in old:
-                self._drop(call_id)
+                with contextlib.suppress(Exception):  # whatever it met: the next ones are to go, too
+                    self._drop(call_id)
             if self._asked_s < now_s - IDLE_S and not self._calls:
                 ray.kill(ray.get_runtime_context().current_actor)
 
@@ -290,6 +304,8 @@ class _Told:
 
     def __init__(self, asked: Asked, keys: DataKeys, objects: Objects | None) -> None:
         self.asked = asked
+        self.collection_id = asked.places[0].key[0]
+        self.touched_s = 0.0
         self.segments = [_Located(place.with_key(keys), objects) for place in asked.places]
         self.positions = {place.key: number for number, place in enumerate(asked.places)}
 

@@ -101,6 +101,8 @@ class Segments:
         place = self._places.get(record.key)
         if place is None or place.record is not record or place.path != path:
             place = self._places[record.key] = Place.of(record, self._catalogue.state(record.collection_id), path)
+            if self._catalogue.segment(record.key) is not record:  # it went meanwhile
+                self._places.pop(record.key, None)
         return place
 
     def place_damaged(self, place: Place) -> None:
@@ -257,13 +259,15 @@ class Segments:
         """All of a collection. Raises NotFound. Its data keys go first; its files when nobody reads them any more."""
         with self._writes.changing():
             dropped = self._catalogue.drop(collection_id)
-        with self._lock:
-            self._editions.pop(collection_id, None)
+        self.replaced(collection_id)
         self.discard(dropped)
         self._folder.forget(collection_id)
 
     def discard(self, records: Sequence[SegmentRecord]) -> None:
         """Removes what these, which the catalogue no longer has, leave; files when nobody reads them any more."""
+        self._retire(records)
+
+    def _retire(self, records: Sequence[SegmentRecord]) -> None:
         for record in records:
             self._places.pop(record.key, None)
         self.pins.retire([record.file_id for record in records])
@@ -275,7 +279,7 @@ class Segments:
         """See Catalogue.retired."""
         for collection_id in {record.collection_id for record in records}:
             self.replaced(collection_id)
-        self.discard(records)
+        self._retire(records)  # what a server does not know any more is another's to discard, or was restored away
 
     def _remove(self, file_id: FileId) -> StoredSegment | None:
         """Removes the file of a segment that the catalogue does not have (any more, or again); the segment, if what
