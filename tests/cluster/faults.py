@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
@@ -18,9 +19,11 @@ from he_engine.errors import Unavailable
 from he_server.access.access import Caller
 from he_server.cluster import actors as actors_module
 from he_server.cluster import fanout
+from he_server.cluster.answerer import RayAnswerer
+from he_server.cluster.shard import _OPEN, TAKE_BYTES
 from he_server.service import Service
 from he_server.storage.kek import new_kek_file
-from tests.cluster.answers import Residues, filled, opened, residues
+from tests.cluster.answers import Residues, filled, opened, queries_of, residues
 from tests.cluster_fixture import Nodes, actors, apart, kill, serving, until
 
 
@@ -168,6 +171,25 @@ def test_no_data_key_is_in_ray_s_files(tmp_path: Path, nodes: Nodes) -> None:
         files += [path for path in Path("/dev/shm").glob("plasma*") if path.is_file()]
         assert len(files) > 10
         assert not [path for path in files if secret in path.read_bytes()]
+
+
+def test_calls_that_nobody_takes_hold_up_others_for_seconds_only(tmp_path: Path, nodes: Nodes) -> None:
+    """They have all places of the only actor; who comes next is neither refused nor left to ask without a pause."""
+    expected = prepared(tmp_path)
+    with serving(tmp_path, nodes, cluster_shards=1, cluster_wait_s=30.0) as (_, service):
+        assert residues(service) == expected
+        answerer = service.answerer
+        assert isinstance(answerer, RayAnswerer)
+        ((_, searched),) = service.live()
+        ((_, asked),) = answerer._division(searched).parts
+        count = 2 * TAKE_BYTES // sum(map(len, expected.values())) * 3  # answers of more than one batch
+        queries = np.frombuffer(b"".join(queries_of(asked.parameters, count)), np.uint8).reshape(count, -1)
+        actor, sent = actors(service).actor(0, 0), ray.put(queries)
+        opened = [actor.open.remote(b"%d" % number, asked.name, {}, sent) for number in range(100)]
+        assert sum(batch.full for batch in ray.get(opened)) == 100 - _OPEN
+        before = service.store.tally.values()["cluster_losses"]
+        assert residues(service) == expected
+        assert service.store.tally.values()["cluster_losses"] == before, "nothing was lost"
 
 
 def test_what_is_missing_is_said(tmp_path: Path, nodes: Nodes) -> None:
