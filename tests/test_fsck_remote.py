@@ -27,6 +27,7 @@ from he_proto import wire
 from he_server.config import ServerConfig
 from he_server.operate import fsck_segments
 from he_server.operate.fsck_remote import RemoteReport, check_remote
+from he_server.operate.fsck_strays import listed_files
 from he_server.rpc.grpc_server import GrpcServer
 from he_server.service import Service
 from he_server.storage import postgres_reader
@@ -414,6 +415,17 @@ def test_what_is_sent_again_meanwhile(deployment: Deployment, monkeypatch: pytes
     report = deployment.check()
     assert report.clean
     assert report.checked_bytes == sum(_described(contents).file_bytes for contents in CONTENTS)
+
+
+def test_a_collection_that_goes_while_files_are_listed(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "segment").touch()
+    (tmp_path / "c").touch()
+    listed = listed_files(tmp_path)
+    assert next(listed).name == "a/segment"
+    shutil.rmtree(tmp_path / "b")
+    assert list(listed) == []
 
 
 @pytest.mark.parametrize("sealed", [False, True])

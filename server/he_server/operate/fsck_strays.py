@@ -46,13 +46,22 @@ def count_strays(
 
 def listed_files(segments: Path) -> Iterator[Listed]:
     """The files of a data folder, named as their places below its `segments`. Raises Unavailable."""
-    for path in segments.glob("*/*"):
+    for path in (path for folder in _within(segments) for path in _within(folder)):
         with storage_errors("looking at the data folder"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # it went meanwhile
                 continue
         yield Listed(str(path.relative_to(segments)), status.st_mtime, status.st_size)
+
+
+def _within(folder: Path) -> list[Path]:
+    """Nothing where it went meanwhile, or is a file."""
+    with storage_errors("looking at the data folder"):
+        try:
+            return sorted(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def _key(name: str) -> Key:

@@ -53,6 +53,7 @@ class Segments:
         self._places: dict[Key, Place] = {}  # each made once, as there may be thousands in a call
         self._edition = itertools.count(1)
         self._editions: dict[bytes, int] = {}  # of a collection's files: another for each that was replaced
+        self._first_edition = 0  # of others; another once one was dropped, which may come again
         catalogue.retired = self._retired
 
     # ---- reading ---------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ class Segments:
 
     def edition(self, collection_id: bytes) -> int:
         """Another one once any of its segments is in another file."""
-        return self._editions.get(collection_id, 0)
+        return self._editions.get(collection_id, self._first_edition)
 
     def replaced(self, collection_id: bytes) -> None:
         """Its segments are in other files now."""
@@ -259,7 +260,9 @@ class Segments:
         """All of a collection. Raises NotFound. Its data keys go first; its files when nobody reads them any more."""
         with self._writes.changing():
             dropped = self._catalogue.drop(collection_id)
-        self.replaced(collection_id)
+        with self._lock:
+            self._editions.pop(collection_id, None)
+            self._first_edition = next(self._edition)
         self.discard(dropped)
         self._folder.forget(collection_id)
 
