@@ -125,13 +125,7 @@ def block_by_block(pieces: Iterable[pb.AnswerResponse]) -> list[pb.AnswerRespons
 def decrypted_segments(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The engine's segments, in the order in which they are decrypted from now on."""
     decrypted: list[Any] = []
-    honest = HintClient._recover_one
-
-    def note(self: HintClient, query: Any, segment: Any, answer: Any) -> Any:
-        decrypted.append(segment)
-        return honest(self, query, segment, answer)
-
-    monkeypatch.setattr(HintClient, "_recover_one", note)
+    _note_decryption(monkeypatch, lambda segment, _: decrypted.append(segment))
     return decrypted
 
 
@@ -145,14 +139,19 @@ def whole_answers(pieces: Iterable[pb.AnswerResponse]) -> list[bytes]:
 def decrypted_answers(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What is decrypted from now on."""
     decrypted: list[bytes] = []
+    _note_decryption(monkeypatch, lambda _, answer: decrypted.append(answer.tobytes()))
+    return decrypted
+
+
+def _note_decryption(monkeypatch: pytest.MonkeyPatch, note: Callable[[Any, Any], None]) -> None:
+    """note: is given each of the engine's segments and its answer, before that is decrypted."""
     honest = HintClient._recover_one
 
-    def note(self: HintClient, query: Any, segment: Any, answer: Any) -> Any:
-        decrypted.append(answer.tobytes())
+    def noted(self: HintClient, query: Any, segment: Any, answer: Any) -> Any:
+        note(segment, answer)
         return honest(self, query, segment, answer)
 
-    monkeypatch.setattr(HintClient, "_recover_one", note)
-    return decrypted
+    monkeypatch.setattr(HintClient, "_recover_one", noted)
 
 
 def forbid_decryption(monkeypatch: pytest.MonkeyPatch) -> None:

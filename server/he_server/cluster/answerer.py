@@ -93,7 +93,7 @@ class RayAnswerer:
         with self._lock:
             known = self._divisions.get(_collection_of(searched))
         # mostly these are the same objects, and comparing them costs a thousandth of placing them
-        if known is None or known.key != searched.key or known.segments != segments:
+        if known is None or known.segments != segments:
             known = Division.of(searched, segments, self._actors.shards)
         with self._lock:
             self._divisions.pop(_collection_of(searched), None)

@@ -8,7 +8,7 @@ others, and no shard has much more than its share of bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -65,7 +65,6 @@ def _mixed(x: U64) -> U64:
 class Division:
     """What a version of a collection comes to; made once, as it may have many thousand segments."""
 
-    key: Hashable  #: of Searched
     segments: tuple[Place, ...]
     keys: DataKeys
     parts: list[tuple[int, Asked]]  #: shards that have something, and what
@@ -79,4 +78,4 @@ class Division:
                 rows = repr([place.record for place in places])  # which say in which files their segments are
                 bare = tuple(replace(place, secret=b"") for place in places)
                 parts.append((shard, Asked(hashlib.sha256(rows.encode()).digest(), searched.parameters, bare)))
-        return cls(searched.key, segments, keys, parts)
+        return cls(segments, keys, parts)
